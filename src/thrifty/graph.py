@@ -29,15 +29,20 @@ Array = npt.NDArray[Any]
 #   flatten            to (features,)
 #   permute            axes, without the batch axis
 #   pad                padding, zeros only
-# All spatial attributes are tuples with one entry per spatial axis. Global pooling is a pool whose kernel is the map.
+# All spatial attributes are tuples with one entry per spatial axis; padding has (before, after) pairs.
+# Global pooling is a pool whose kernel is the map.
 OPERATORS = frozenset(
-    "input conv linear batchnorm add concat relu relu6 hardswish softmax argmax identity "
-    "maxpool avgpool flatten permute pad".split()
+    [
+        *("input", "conv", "linear", "batchnorm", "add", "concat", "relu", "relu6", "hardswish", "softmax"),
+        *("argmax", "identity", "maxpool", "avgpool", "flatten", "permute", "pad"),
+    ]
 )
 # These give the integers they are given: output format = input format.
 FORMAT_KEEPING = frozenset({"maxpool", "flatten", "permute", "pad", "identity", "relu", "relu6"})
 ACTIVATIONS = frozenset({"relu", "relu6"})  # fused into the producer when that has no other consumer
-FUSABLE = frozenset({"conv", "linear", "add", "avgpool", "batchnorm", "concat"})  # producers that an activation fuses into
+FUSABLE = frozenset(
+    {"conv", "linear", "add", "avgpool", "batchnorm", "concat"}
+)  # producers that an activation fuses into
 
 
 @dataclass(frozen=True)
@@ -124,3 +129,40 @@ class Graph:
             if fused or node.op not in FORMAT_KEEPING:
                 points.append(node.name)
         return tuple(points)
+
+
+_NEAREST = {
+    "adaptive": "choose an output size that divides the map",
+    "view": "reshape only to a vector, x.flatten(1)",
+    "squeeze": "x.flatten(1)",
+    "slice": "use a pool or a stride",
+    "linear": "flatten first, or use a 1x1 convolution",
+    "mul": "a constant factor per channel, or batch norm",
+    "sub": "a constant per channel",
+    "div": "a constant divisor",
+    "silu": "hardswish or relu",
+    "gelu": "hardswish or relu",
+    "leaky_relu": "relu",
+    "sigmoid": "softmax, hardswish or relu",
+    "tanh": "relu6",
+    "log_softmax": "softmax, or raw outputs",
+    "conv_transpose": "conv",
+    "pad": "zero padding of the spatial axes",
+    "max_pool": "a pool without dilation",
+    "batch_norm": "batch norm with running statistics",
+    "mean": "the mean over the spatial axes",
+    "add": "inputs of equal shape, or a constant per channel",
+}
+
+
+def refusals(graph: Graph) -> tuple[str, ...]:
+    """Return one sentence for each node without a canonical operator: what, where, what to use."""
+    found = []
+    for node in graph:
+        if node.op not in OPERATORS:
+            short = node.op.split(".")[1] if node.op.count(".") else node.op
+            hint = next((h for key, h in _NEAREST.items() if key in short), "see thrifty.graph.OPERATORS")
+            found.append(
+                f"{short} ({node.op}) in module '{node.module}', node {node.name}; supported: {hint}"
+            )
+    return tuple(found)

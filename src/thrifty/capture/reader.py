@@ -21,10 +21,12 @@ Rule = Callable[..., Any]
 
 VIEWS = ("view", "reshape", "_unsafe_view", "flatten", "squeeze", "unsqueeze", "unflatten", "view_copy")
 _C_WORDS = frozenset(
-    ["auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum"]
-    + ["extern", "float", "for", "goto", "if", "inline", "int", "long", "main", "register", "restrict"]
-    + ["return", "short", "signed", "sizeof", "static", "struct", "switch", "typedef", "union"]
-    + ["unsigned", "void", "volatile", "while"]
+    [
+        *("auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum"),
+        *("extern", "float", "for", "goto", "if", "inline", "int", "long", "main", "register", "restrict"),
+        *("return", "short", "signed", "sizeof", "static", "struct", "switch", "typedef", "union"),
+        *("unsigned", "void", "volatile", "while"),
+    ]
 )
 
 
