@@ -1,7 +1,7 @@
 """From formats and float constants to integers: the constants that lowering and hard torch must agree on.
 
-Both `deploy/lower.py` and `compress/quantize.py` call these, so that what is trained is what is deployed. Arrays
-are NumPy; only `Requant.apply` also takes torch tensors (it uses no function of either library by name).
+Both `deploy/lower.py` and `compress/quantize.py` call these, so that what is trained is what is deployed.
+Arrays are NumPy; only `Requant.apply` also takes torch tensors (it uses no function of either library by name).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def requant(
 
 
 def pool_requant(in_scale: float, out_scale: float, count: int, rounding: str = "half_up") -> Requant:
-    """Return the requantisation of a sum of `count` elements to their mean, by in_scale / (out_scale * count).
+    """Return the requantisation of a sum of `count` elements to their mean: in_scale / (out_scale * count).
 
     A "shift" when both scales and the count are powers of two.
 
@@ -149,8 +149,8 @@ def acc_bound(
 ) -> tuple[Array, Array]:
     """Return (least, greatest) int64 (Co,): what no partial sum leaves, in whatever order it is taken.
 
-    weight_q: integers (Co, ...); bias_q: integers (Co,); low, high: limits of the inputs (0 is added: padding);
-    pre_shift: a left shift of the sum that follows.
+    weight_q: integers (Co, ...); bias_q: integers (Co,); low, high: limits of the inputs, to which 0 is added
+    (padding); pre_shift: a left shift of the sum that follows.
 
     >>> acc_bound(np.full((1, 3), 127), np.zeros(1, int), 0, 127)
     (array([0]), array([48387]))
@@ -200,8 +200,8 @@ def weight_format(
     """Return the finest weight format whose accumulators provably fit int32, so that lowering accepts it.
 
     weight: (Co, ...) reals; bias: (Co,) or None; inputs: (scale, low, high) of the input's integers;
-    out_scale: scale of the output. power_of_two asks for scales of powers of two (MicroAI's rule), else max|w|
-    is the largest integer. A channel of zeros takes the scale of the largest weight.
+    out_scale: scale of the output. power_of_two asks for scales of powers of two (MicroAI's rule), else
+    max|w| is the largest integer. A channel of zeros takes the scale of the largest weight.
     Raises KnobError when no scale helps (out_scale is below `least_out_scale`).
 
     >>> weight_format([[0.5, -0.25, 1.0]], None, 8, (2.0**-5, -128, 127), 2.0**-5).scale_exp
@@ -332,7 +332,7 @@ def softmax_integers(x: Array, table: Array) -> Array:
     x = x.astype(np.int64)
     e = table.astype(np.int64)[x.max(axis=-1, keepdims=True) - x]
     total = e.sum(axis=-1, keepdims=True)
-    return np.minimum(255, (e * 256 + (total >> 1)) // total)
+    return np.asarray(np.minimum(255, (e * 256 + (total >> 1)) // total))
 
 
 def storage(fmt: Format) -> str:
