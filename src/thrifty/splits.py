@@ -89,6 +89,21 @@ def stratified(y: Array, share: float, seed: int, groups: Array | None = None) -
     return np.flatnonzero(~carved), np.flatnonzero(carved)
 
 
+def draw(y: Array, rows: int, seed: int) -> Array:
+    """Return `rows` sorted places in y (fewer than it has), by class in equal proportion when y are labels.
+
+    >>> draw(np.array([0, 0, 0, 0, 1, 1]), 3, seed=0).size
+    3
+    """
+    order = np.random.default_rng(seed).permutation(len(y))
+    if y.dtype.kind in "iub" and y.ndim == 1:
+        rank = np.empty(len(y))  # of a row within its class, in [0, 1)
+        for value, count in zip(*np.unique(y, return_counts=True)):
+            rank[order[y[order] == value]] = (np.arange(count) + 0.5) / count
+        order = order[np.argsort(rank[order], kind="stable")]
+    return np.sort(order[:rows])
+
+
 def read_images(folder: Path, classes: Sequence[str], size: tuple[int, int] | None) -> tuple[Array, Array]:
     """Return pixels (n, 3, H, W) float32 in [0, 1] and labels (n,); DataError names all that is wrong."""
     image = need("PIL.Image", extra="data")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from thrifty.errors import DataError, NoMatch, close_to
-from thrifty.splits import Split, as_split, first, number_labels, read_images, read_loader, stratified
+from thrifty.errors import DataError, KnobError, NoMatch, close_to
+from thrifty.splits import Split, as_split, draw, first, number_labels, read_images, read_loader, stratified
 from thrifty.training import Fit, Objective, PlainLoss, Training, progress_bar
 
 Array = npt.NDArray[Any]
@@ -127,6 +127,20 @@ class Task:
         """Return n random training inputs (all of them when there are fewer); the same for equal seeds."""
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
         return self.train.x[order[:n]]
+
+    def limited(self, rows: int) -> Task:
+        """Return the same task with at most this many rows in each split, drawn with the task's seed."""
+        if rows < 1:
+            raise KnobError(f"{rows} rows are none; keep at least 1")
+
+        def fewer(split: Split | None) -> Split | None:
+            if split is None or len(split) <= rows:
+                return split
+            kept = draw(split.y.numpy(), rows, self.seed)
+            return Split(split.x[kept], split.y[kept])
+
+        changed = {name: fewer(getattr(self, name)) for name in SPLITS}
+        return replace(self, **changed)  # type: ignore[arg-type]  # train and validation are never None
 
     # training and judging
 
@@ -242,7 +256,8 @@ class Task:
 
         x: (n, ...) channels first, as the model takes it; 8-bit integers are divided by 255. y: (n,) integer
         or text labels, or float targets. groups: (n,); rows of one group (a person, a track) never part.
-        validation, test: shares of the rows to carve (test=0: no test split). more: name, objective, metric, classes, info.
+        validation, test: shares of the rows to carve (test=0: no test split). more: name, objective, metric,
+        classes, info.
 
         >>> task = Task.from_arrays(np.zeros((40, 3)), np.arange(40) % 2)
         >>> len(task.train), len(task.validation), len(task.test)
