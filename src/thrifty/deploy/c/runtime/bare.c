@@ -1,0 +1,9 @@
+/* What is measured: the model, a start-up, and the least that a caller does. */
+#include MODEL_HEADER
+
+int main(void)
+{
+    *(volatile unsigned char *)INPUT = 0;
+    RUN();
+    return *(const volatile unsigned char *)OUTPUT;
+}
