@@ -1,7 +1,7 @@
 """Tied channels: which slices of which tensors must go together when a channel is removed.
 
-Every channel of every map has a number. Operators either hand numbers on or tie two of them; channels whose numbers
-are tied are one *unit*, which is removed as a whole. Every canonical operator has an explicit rule below.
+Every channel of every map has a number. Operators either hand numbers on or tie two of them; channels whose
+numbers are tied are one *unit*, which is removed as a whole. Every canonical operator has a rule below.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Group:
 
     @cached_property
     def cells(self) -> tuple[tuple[int, ...], ...]:
-        """Units that occur in the same producers; a count that is rounded within each cell is rounded everywhere."""
+        """Units that occur in the same producers: counts rounded within each cell are rounded everywhere."""
         where: dict[int, list[int]] = {u: [] for u in range(self.size)}
         for k, member in enumerate(m for m in self.members if m.role == "out"):
             for unit in set(member.units) - {-1}:
@@ -74,7 +74,7 @@ class Group:
         return tuple(tuple(c) for c in cells.values())
 
     def width(self, unit: int) -> int:
-        """Return how many channels of its first producer a unit stands for (more than one in grouped layers)."""
+        """Return how many channels of its first producer a unit stands for: several in grouped layers."""
         return next(n for m in self.members if m.role == "out" and (n := m.units.count(unit)))
 
 
@@ -176,8 +176,8 @@ class _Ties:
             if any(r >= 0 for r in mine):
                 places = tuple(-1 if r < 0 else units.setdefault(r, len(units)) for r in mine)
                 members.append(Member(key[0], key[1], role, places))
-        name = next(m.module for m in members if m.role == "out")
-        return Group(name, len(units), tuple(members), frozen)
+        first = next(m for m in members if m.role == "out")
+        return Group(first.module or first.tensor, len(units), tuple(members), frozen)
 
 
 # --- one rule per canonical operator: (ties, node, flows of the inputs) -> flow of the output ---

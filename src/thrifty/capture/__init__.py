@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import io
+import logging
 import re
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 
 import torch
 from torch import fx, nn
@@ -17,6 +21,8 @@ from thrifty.errors import CaptureError, DataError
 from thrifty.graph import Graph
 
 __all__ = ["capture"]
+
+_OTHERS = re.compile(r"[/\\](torch|thrifty)[/\\]|^<")  # files in which the user's mistake is not
 
 
 def capture(model: nn.Module, example: torch.Tensor) -> Graph:
@@ -76,30 +82,37 @@ def _check_weights(model: nn.Module) -> None:
 
 def _export(model: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with _quiet(), torch.no_grad():
             program = torch.export.export(model, (example,), strict=False)
             return program.run_decompositions({}) if _writes_shared(program.graph) else program
     except Exception as err:
         raise CaptureError(f"torch.export cannot read the model: {_line(err)}{_place(err)}") from err
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's warnings and dumps off the terminal: what matters of them is in the exception."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def _line(err: Exception) -> str:
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    return lines[0] if lines else type(err).__name__
+    hint = "; forward must not branch on values" if "data-dependent" in str(err) else ""
+    return (lines[0] if lines else type(err).__name__) + hint
 
 
 def _place(err: Exception) -> str:
     """Return the last line of the user's own code in the traceback."""
-    frames = [
-        f
-        for f in traceback.extract_tb(err.__traceback__)
-        if not re.search(r"[/\\]torch[/\\]|capture\.py$", f.filename)
-    ]
-    found = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', str(err))
-    if frames:
-        return f" (at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})"
-    return f" (at {found[-1][0]}:{found[-1][1]})" if found else ""
+    frames = [f for f in traceback.extract_tb(err.__traceback__) if not _OTHERS.search(f.filename)]
+    return f" (at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})" if frames else ""
 
 
 def _writes_shared(graph: fx.Graph) -> bool:
