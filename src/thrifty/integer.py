@@ -1,7 +1,7 @@
 """From formats and float constants to integers: the constants that lowering and hard torch must agree on.
 
 Both `deploy/lower.py` and `compress/quantize.py` call these, so that what is trained is what is deployed.
-Arrays are NumPy; only `Requant.apply` also takes torch tensors (it uses no function of either library by name).
+Arrays are NumPy; `Requant.apply` also takes torch tensors (it calls no function of either library by name).
 """
 
 from __future__ import annotations

@@ -1,0 +1,45 @@
+"""Attributes of windowed operators: one or two spatial axes become two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from thrifty.deploy.ops.builder import Shape
+from thrifty.graph import Node
+
+
+def pair(values: Sequence[int], neutral: int = 1) -> tuple[int, int]:
+    """Return (y, x) of an attribute with one entry per spatial axis.
+
+    >>> pair((3,)), pair((3, 2))
+    ((1, 3), (3, 2))
+    """
+    found = (neutral, *values)[-2:]
+    return int(found[0]), int(found[1])
+
+
+def borders(padding: Sequence[tuple[int, int]]) -> tuple[int, int, int, int]:
+    """Return (top, bottom, left, right) of ((before, after) per spatial axis).
+
+    >>> borders(((1, 2),))
+    (0, 0, 1, 2)
+    """
+    (top, bottom), (left, right) = ((0, 0), *padding)[-2:]
+    return int(top), int(bottom), int(left), int(right)
+
+
+def covering(
+    shape: Shape, out: Shape, kernel: tuple[int, int], stride: tuple[int, int], pad: Sequence[int]
+) -> tuple[int, ...]:
+    """Return `pad` with bottom and right just as far as the last window reaches (0 when it ends before)."""
+    top, _, left, _ = pad
+    bottom = max(0, (out[0] - 1) * stride[0] + kernel[0] - shape[0] - top)
+    right = max(0, (out[1] - 1) * stride[1] + kernel[1] - shape[1] - left)
+    return top, bottom, left, right
+
+
+def refuse_axes(node: Node, name: str) -> Iterator[str]:
+    """Yield a clause unless attribute `name` has one or two entries, and the output as many axes + 1."""
+    axes = len(node.attrs[name])
+    if axes not in (1, 2) or len(node.shape) != axes + 1:
+        yield f"it has {axes} spatial axes and output shape {node.shape}; (C, L) and (C, H, W) are supported"
