@@ -360,11 +360,14 @@ class Task:
     ) -> Task:
         """Make a task from DataLoaders (anything that yields (x, y) batches), read once into memory.
 
+        validation, test: a loader, or the share to carve from `train` (None: the default share).
         Random augmentation inside a loader is frozen at one draw: use `fit`'s own options instead.
         Raises DataError beyond 4 GiB. more: as in `from_arrays`.
         """
         arrays: dict[str, Any] = {}
         for ending, loader in (("", train), ("_validation", validation), ("_test", test)):
-            if loader is not None:
+            if isinstance(loader, (int, float)):
+                more[ending[1:]] = loader
+            elif loader is not None:
                 arrays["x" + ending], arrays["y" + ending] = read_loader(loader)
         return cls.from_arrays(**arrays, **more)

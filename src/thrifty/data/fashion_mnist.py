@@ -35,8 +35,9 @@ def idx(path: Path) -> Array:
     with gzip.open(path, "rb") as file:
         raw = file.read()
     axes = raw[3] if len(raw) > 3 and raw[:3] == b"\0\0\x08" else 0
-    shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", axes, 4))
-    if not axes or len(raw) != 4 + 4 * axes + int(np.prod(shape)):
+    head = raw[4 : 4 + 4 * axes]
+    shape = tuple(int(n) for n in np.frombuffer(head[: len(head) // 4 * 4], ">u4"))
+    if not axes or len(shape) != axes or len(raw) != 4 + 4 * axes + int(np.prod(shape)):
         raise DataError(f"{path} is not an IDX file of bytes")
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape)
 

@@ -14,6 +14,7 @@ from thrifty.data.source import cached, checksum
 from thrifty.errors import DataError, KnobError, need
 
 Array = npt.NDArray[Any]
+LEAST_STD = 1e-3  # stands in for the deviation of a channel that does not vary
 
 
 def decode(data: Array, offset: Array, size: int) -> Array:
@@ -60,4 +61,4 @@ def channel_statistics(pixels: Array) -> tuple[Array, Array]:
     values = np.arange(256) / 255
     mean = np.array([(c * values).sum() / c.sum() for c in counts])
     square = np.array([(c * values**2).sum() / c.sum() for c in counts])
-    return mean.round(4), np.sqrt(square - mean**2).round(4)
+    return mean.round(4), np.maximum(np.sqrt(np.maximum(square - mean**2, 0)).round(4), LEAST_STD)

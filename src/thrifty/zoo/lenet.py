@@ -1,4 +1,4 @@
-"""LeNet for digits (after LeCun et al. 1998, with ReLU and max pooling)."""
+"""LeNet for digits: LeNet-5 of LeCun et al. 1998, with ReLU and max pooling, and a smaller one."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from thrifty.zoo.layers import check
 class LeNet(nn.Module):
     """Two convolutions with pooling, then linear layers.
 
-    Pictures of 20 pixels and more get 5x5 convolutions of 6 and 16 filters and layers of 120 and 84; smaller
-    ones (the 8x8 digits) get 3x3 convolutions of 8 and 16 filters and one layer of 32. batch_norm: after each
-    convolution.
+    Pictures of 20 pixels and more get 5x5 convolutions of 6 and 16 filters (the second without padding) and
+    layers of 120 and 84; smaller ones (the 8x8 digits) get 3x3 convolutions of 8 and 16 filters and one layer
+    of 32. batch_norm: after each convolution.
     """
 
     def __init__(
@@ -29,13 +29,15 @@ class LeNet(nn.Module):
         large = min(height, width) >= 20
         kernel, filters, widths = (5, (6, 16), (120, 84)) if large else (3, (8, 16), (32,))
         layers: list[nn.Module] = []
-        for count in filters:
-            layers.append(nn.Conv2d(channels, count, kernel, padding=kernel // 2, bias=not batch_norm))
+        for i, count in enumerate(filters):
+            padding = 0 if large and i else kernel // 2
+            layers.append(nn.Conv2d(channels, count, kernel, padding=padding, bias=not batch_norm))
             layers += [nn.BatchNorm2d(count)] if batch_norm else []
             layers += [nn.ReLU(), nn.MaxPool2d(2)]
             channels = count
         self.features = nn.Sequential(*layers, nn.Flatten())
-        inputs = channels * (height // 4) * (width // 4)
+        lost = 4 if large else 0  # by the convolution without padding
+        inputs = channels * ((height // 2 - lost) // 2) * ((width // 2 - lost) // 2)
         head: list[nn.Module] = []
         for count in widths:
             head += [nn.Linear(inputs, count), nn.ReLU()]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from thrifty.errors import KnobError
 from thrifty.zoo.layers import check, halved, same_conv
 
-# Table 1 of the source: filters at width 1 and stride, of the first convolution and of the 13 separable blocks.
+# Table 1 of the source: filters at width 1 and stride, of the first convolution and the 13 separable blocks.
 PLAN = (
     *((32, 2), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)),
     *[(512, 1)] * 5,
