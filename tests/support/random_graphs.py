@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from hypothesis import strategies as st
 
+from thrifty import integer
 from thrifty.arith import Format
 from thrifty.graph import ACTIVATIONS, Graph, Node
-from thrifty.integer import SOFTMAX_FORMAT
 
 CHANNELS = (1, 2, 3, 4, 5, 7, 8, 12, 16)
 
@@ -46,13 +46,6 @@ class Sketch:
         return 2.0 ** math.ceil(math.log2(exact)) if self.power_of_two else float(np.float32(exact))
 
 
-def weight_format(sketch: Sketch, weight: np.ndarray) -> Format:
-    rows = np.abs(weight.reshape(weight.shape[0], -1)).max(axis=1)
-    tops = rows if sketch.per_channel else rows.max(keepdims=True)
-    scales = tuple(sketch.scale(max(float(t), 1e-4), sketch.weight_bits, True) for t in tops)
-    return Format(sketch.weight_bits, True, scales)
-
-
 def weighted(sketch: Sketch, op: str, x: str, shape: tuple[int, ...], weight_shape: tuple[int, ...], **attrs) -> str:
     fan = math.prod(weight_shape[1:])
     weight = sketch.rng.normal(0, 1 / math.sqrt(fan), weight_shape).astype(np.float32)
@@ -61,7 +54,7 @@ def weighted(sketch: Sketch, op: str, x: str, shape: tuple[int, ...], weight_sha
         constants["bias"] = sketch.rng.normal(0, 0.3 * sketch.spread[x], weight_shape[0]).astype(np.float32)
     return sketch.add(
         op, (x,), shape, sketch.spread[x] * 1.05, constants=constants,
-        weight_format=weight_format(sketch, weight), attrs={**attrs, "rounding": sketch.rounding},
+        attrs={**attrs, "rounding": sketch.rounding},
     )  # fmt: skip
 
 
@@ -155,17 +148,41 @@ VECTOR = (linear, linear, activation, add)
 
 
 def with_formats(sketch: Sketch, graph: Graph) -> Graph:
-    """Give every quantised point a format that fits its spread, at a random tightness."""
-    changed = {}
-    for name in graph.quantised_points():
-        node = graph[name]
-        if node.op == "softmax":
-            changed[name] = replace(node, format=SOFTMAX_FORMAT)
-            continue
-        signed = sketch.bits == 16 or node.op not in ACTIVATIONS or sketch.pick(True, False)
-        magnitude = sketch.spread[name] * sketch.pick(0.7, 2.0, 3.5)
-        changed[name] = replace(node, format=Format(sketch.bits, signed, (sketch.scale(magnitude, sketch.bits, signed),)))
-    return graph.with_nodes(changed)
+    """Give every quantised point a format that fits its spread, at a random tightness, and every weight one."""
+    points = set(graph.quantised_points())
+    for node in graph:
+        if node.op in ("conv", "linear"):
+            graph = with_weight_format(sketch, graph, node.name)
+        elif node.name in points and node.format is None:
+            graph = with_format(sketch, graph, node.name, 0.0)
+    return graph
+
+
+def with_format(sketch: Sketch, graph: Graph, name: str, least: float) -> Graph:
+    """Return the graph with a format at a quantised point, its scale at least `least`."""
+    node = graph[name]
+    if node.op == "softmax":
+        return graph.with_nodes({name: replace(node, format=integer.SOFTMAX_FORMAT)})
+    signed = sketch.bits == 16 or node.op not in ACTIVATIONS or sketch.pick(True, False)
+    scale = sketch.scale(sketch.spread[name] * sketch.pick(0.7, 2.0, 3.5), sketch.bits, signed)
+    while scale < least:
+        scale *= 2
+    return graph.with_nodes({name: replace(node, format=Format(sketch.bits, signed, (scale,)))})
+
+
+def with_weight_format(sketch: Sketch, graph: Graph, name: str) -> Graph:
+    """Return the graph with formats for a layer's output and for its weights, so that the sums provably fit."""
+    node, source = graph[name], graph[name].inputs[0]
+    scale = integer.output_format(graph, source).scale[0]
+    inputs = (scale, *integer.output_limits(graph, source))
+    weight, bias = node.constants["weight"], node.constants.get("bias")
+    point = graph.fused_into(name) or name
+    graph = with_format(sketch, graph, point, integer.least_out_scale(weight, bias, inputs))
+    fmt = integer.weight_format(
+        weight, bias, sketch.weight_bits, inputs, graph[point].format.scale[0],
+        per_channel=sketch.per_channel, power_of_two=sketch.power_of_two, rounding=sketch.rounding,
+    )  # fmt: skip
+    return graph.with_nodes({name: replace(graph[name], weight_format=fmt)})
 
 
 def new_sketch(draw: st.DrawFn, **fixed) -> Sketch:
