@@ -19,7 +19,7 @@ from thrifty.graph import FORMAT_KEEPING, Graph, Node
 def lower(graph: Graph, name: str = "model") -> Program:
     """Return the program of a graph: float32 when no node has a format, else integers.
 
-    Batch norms behind a conv or linear layer fold into it in float32. Weights become channels-last, activations
+    Batch norms behind a conv or linear layer fold into it (float32). Weights become channels-last, activations
     vanish into their producers, and no sum of an integer program can leave int32: that is proven here.
     Raises UnsupportedModel with one sentence for each thing that cannot be lowered.
 

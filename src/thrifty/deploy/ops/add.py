@@ -8,11 +8,12 @@ from typing import ClassVar
 import numpy as np
 
 from thrifty import arith, integer
+from thrifty.deploy.c.ccall import CCall, limits, suffix
 from thrifty.deploy.ops.builder import Builder, Value, hwc
 from thrifty.deploy.ops.example import Example
 from thrifty.deploy.ops.numeric import clamped
 from thrifty.deploy.ops.operator import Operator
-from thrifty.deploy.program import Array, Buffer, Call
+from thrifty.deploy.program import Array, Buffer, Call, Program
 from thrifty.graph import Graph, Node
 
 
@@ -46,6 +47,16 @@ class Add(Operator):
             return clamped(inputs[0] + inputs[1], call, out)
         first, second = (x.astype(np.int64) * m for x, m in zip(inputs, call.attrs["multipliers"]))
         return clamped(arith.round_shift(first + second, call.attrs["shift"]), call, out)
+
+    def c(self, call: Call, program: Program) -> CCall:
+        """Call thrifty_add_*."""
+        a, b = (program.buffers[name] for name in call.inputs)
+        y = program.buffers[call.output]
+        arguments = f"$x0, $x1, $y, {y.size}"
+        if y.dtype != "float32":
+            arguments += f", {call.attrs['multipliers'][0]}, {call.attrs['multipliers'][1]}, {call.attrs['shift']}"
+        end = "f32" if y.dtype == "float32" else suffix(a, b, y)
+        return CCall(f"thrifty_add_{end}({arguments}, {limits(call, y.dtype)});", ("add.h",))
 
     def example(self, rng: np.random.Generator, kind: str) -> Graph:
         """Return x plus x at another scale, or x plus itself."""

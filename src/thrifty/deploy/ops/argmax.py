@@ -7,10 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from thrifty.deploy.c.ccall import CCall, suffix
 from thrifty.deploy.ops.builder import Builder
 from thrifty.deploy.ops.example import Example
 from thrifty.deploy.ops.operator import Operator
-from thrifty.deploy.program import Array, Buffer, Call
+from thrifty.deploy.program import Array, Buffer, Call, Program
 from thrifty.graph import Graph, Node
 
 
@@ -38,6 +39,11 @@ class ArgMax(Operator):
         """Search."""
         x = inputs[0].reshape(len(inputs[0]), -1)
         return np.asarray(x.argmax(axis=1), dtype=np.int32).reshape(-1, 1, 1, 1)
+
+    def c(self, call: Call, program: Program) -> CCall:
+        """Call thrifty_argmax_*."""
+        x = program.buffers[call.inputs[0]]
+        return CCall(f"thrifty_argmax_{suffix(x)}($x, $y, {x.size});", ("argmax.h",))
 
     def example(self, rng: np.random.Generator, kind: str) -> Graph:
         """Return an argmax of the input, a vector."""

@@ -8,13 +8,15 @@ from typing import ClassVar
 import numpy as np
 
 from thrifty import integer
+from thrifty.deploy.c.ccall import CCall, CStruct, limits, suffix
+from thrifty.deploy.c.text import c_float
 from thrifty.deploy.ops.builder import Builder, hwc
 from thrifty.deploy.ops.example import Example
-from thrifty.deploy.ops.numeric import requantised, windows
+from thrifty.deploy.ops.numeric import requantised, scaling, windows
 from thrifty.deploy.ops.operator import Operator
-from thrifty.deploy.ops.spatial import borders, covering, pair, refuse_axes
+from thrifty.deploy.ops.spatial import borders, covering, pair, pool_struct, refuse_axes
 from thrifty.deploy.ops.weighted import FLOAT, scaled
-from thrifty.deploy.program import Array, Buffer, Call
+from thrifty.deploy.program import Array, Buffer, Call, Program
 from thrifty.graph import Graph, Node
 
 
@@ -48,12 +50,12 @@ class AvgPool(Operator):
         if b.integers:
             fmt = b.format(node)
             rounding = node.attrs.get("rounding", "half_up")
-            scaling = integer.pool_requant(b.scale_of(x), fmt.scale[0], count, rounding)
+            division = integer.pool_requant(b.scale_of(x), fmt.scale[0], count, rounding)
             ones = np.ones((1, count), np.int64)
-            clause = integer.overflow(ones, np.zeros(1, np.int64), int(x.low), int(x.high), scaling)
+            clause = integer.overflow(ones, np.zeros(1, np.int64), int(x.low), int(x.high), division)
             if clause:
                 b.refuse(node, f"{clause} (int32); pool in two steps")
-            attrs |= scaled(scaling, found, b, 1)
+            attrs |= scaled(division, found, b, 1)
         else:
             attrs |= FLOAT
         b.finish(node, b.call("avgpool", node, [x], shape, attrs, found, format=fmt))
@@ -69,6 +71,22 @@ class AvgPool(Operator):
         if out.dtype == "float32":
             acc /= np.float32(a["kernel"][0] * a["kernel"][1])
         return requantised(acc, call, out)
+
+    def c(self, call: Call, program: Program) -> CCall:
+        """Call thrifty_avgpool_*."""
+        x, y = program.buffers[call.inputs[0]], program.buffers[call.output]
+        constants = {"pool": pool_struct(call, program)}
+        if y.dtype == "float32":
+            count = c_float(call.attrs["kernel"][0] * call.attrs["kernel"][1])
+            text = f"thrifty_avgpool_f32(&$pool, $x, $y, {count}, {limits(call, y.dtype)});"
+            return CCall(text, ("pool.h",), constants)
+        how, shift = scaling(call), int(call.attrs["shift"][0])
+        fields = {"multiplier": 0, "pre_shift": how.pre_shift, "half": int(how.half[0]), "shift": shift}
+        if how.multiplier is not None:
+            fields["multiplier"] = int(how.multiplier[0])
+        fields |= {"low": int(call.attrs["low"]), "high": int(call.attrs["high"])}
+        constants["mean"] = CStruct("thrifty_pool_mean_t", fields)
+        return CCall(f"thrifty_avgpool_{suffix(x, y)}(&$pool, &$mean, $x, $y);", ("pool.h",), constants)
 
     def example(self, rng: np.random.Generator, kind: str) -> Graph:
         """Return a mean of random windows, often with an activation."""

@@ -9,12 +9,13 @@ from typing import ClassVar
 import numpy as np
 
 from thrifty import integer
+from thrifty.deploy.c.ccall import CCall, limits, suffix
 from thrifty.deploy.ops.builder import Builder
 from thrifty.deploy.ops.example import Example
 from thrifty.deploy.ops.numeric import clamped
 from thrifty.deploy.ops.operator import Operator
 from thrifty.deploy.ops.rescale import rescaled
-from thrifty.deploy.program import Array, Buffer, Call
+from thrifty.deploy.program import Array, Buffer, Call, Program
 from thrifty.graph import Graph, Node
 
 
@@ -40,6 +41,11 @@ class Clamp(Operator):
     def compute(self, call: Call, inputs: Sequence[Array], out: Buffer) -> Array:
         """Cut both sides."""
         return clamped(inputs[0], call, out)
+
+    def c(self, call: Call, program: Program) -> CCall:
+        """Call thrifty_clamp_*."""
+        y = program.buffers[call.output]
+        return CCall(f"thrifty_clamp_{suffix(y)}($x, $y, {y.size}, {limits(call, y.dtype)});", ("clamp.h",))
 
     def example(self, rng: np.random.Generator, kind: str) -> Graph:
         """Return a ReLU or ReLU6 on the input."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
 
 from thrifty import arith
+from thrifty.deploy.c.ccall import CCall, limits, suffix
 from thrifty.deploy.ops.add import sum_constants
 from thrifty.deploy.ops.builder import Builder, hwc
 from thrifty.deploy.ops.example import Example
 from thrifty.deploy.ops.numeric import clamped
 from thrifty.deploy.ops.operator import Operator
-from thrifty.deploy.program import Array, Buffer, Call
+from thrifty.deploy.program import Array, Buffer, Call, Program
 from thrifty.graph import Graph, Node
 
 # Axis of (H, W, C) for each axis of a channels-first shape, by number of axes.
@@ -54,6 +56,20 @@ class Concat(Operator):
             for x, m in zip(inputs, call.attrs["multipliers"])
         ]
         return clamped(np.concatenate(parts, axis=axis), call, out)
+
+    def c(self, call: Call, program: Program) -> CCall:
+        """Call thrifty_rescale_* for each input: it fills its part of every run of the output."""
+        y, axis, start, lines = program.buffers[call.output], call.attrs["axis"], 0, []
+        stride = math.prod(y.shape[axis:])
+        for k, name in enumerate(call.inputs):
+            x = program.buffers[name]
+            inner = math.prod(x.shape[axis:])
+            place = f"$x{k}, $y + {start}, {x.size // inner}, {inner}, {stride}"
+            if y.dtype != "float32":
+                place += f", {call.attrs['multipliers'][k]}, {call.attrs['shift']}"
+            lines.append(f"thrifty_rescale_{suffix(x, y)}({place}, {limits(call, y.dtype)});")
+            start += inner
+        return CCall("\n".join(lines), ("rescale.h",))
 
     def example(self, rng: np.random.Generator, kind: str) -> Graph:
         """Return x joined with maps made from it, along a random axis."""

@@ -7,13 +7,14 @@ from typing import ClassVar
 
 import numpy as np
 
+from thrifty.deploy.c.ccall import CCall
 from thrifty.deploy.ops import weighted
 from thrifty.deploy.ops.builder import Builder, hwc
 from thrifty.deploy.ops.example import Example
 from thrifty.deploy.ops.numeric import integer_product, requantised, windows
 from thrifty.deploy.ops.operator import Operator
 from thrifty.deploy.ops.spatial import borders, pair, refuse_axes
-from thrifty.deploy.program import Array, Buffer, Call
+from thrifty.deploy.program import Array, Buffer, Call, Program
 from thrifty.graph import Graph, Node
 
 
@@ -64,6 +65,10 @@ class Conv(Operator):
         columns = w.reshape(groups, filters // groups, kh * kw * width).transpose(0, 2, 1)
         acc = integer_product(rows, columns).transpose(0, 2, 1, 3).reshape(len(view), *size, filters)
         return requantised(acc + call.constants["bias"].astype(np.int64), call, out)
+
+    def c(self, call: Call, program: Program) -> CCall:
+        """Call the kernel that pack chooses."""
+        return weighted.kernel(call, program)
 
     def example(self, rng: np.random.Generator, kind: str) -> Graph:
         """Return an input and a convolution of random shape, often with an activation."""

@@ -8,11 +8,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from thrifty.deploy.c.ccall import CCall
 from thrifty.deploy.ops.builder import Builder, Value
 from thrifty.deploy.ops.example import Example
 from thrifty.deploy.ops.operator import Operator
 from thrifty.deploy.ops.rescale import rescaled
-from thrifty.deploy.program import Array, Buffer, Call
+from thrifty.deploy.program import Array, Buffer, Call, Program
 from thrifty.graph import Graph, Node
 
 ELEMENTWISE = frozenset({"relu", "relu6", "hardswish", "identity"})
@@ -51,6 +52,11 @@ class Copy(Operator):
     def compute(self, call: Call, inputs: Sequence[Array], out: Buffer) -> Array:
         """Reshape."""
         return inputs[0].reshape(len(inputs[0]), *out.shape)
+
+    def c(self, call: Call, program: Program) -> CCall:
+        """Call thrifty_copy; no code where both have the same memory."""
+        size = program.buffers[call.output].size_bytes
+        return CCall(f"thrifty_copy($x, $y, {size});", ("copy.h",), free_in_place=True)
 
     def example(self, rng: np.random.Generator, kind: str) -> Graph:
         """Return a flattened map."""

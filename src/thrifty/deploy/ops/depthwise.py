@@ -8,12 +8,13 @@ from typing import ClassVar
 import numpy as np
 
 from thrifty import integer
+from thrifty.deploy.c.ccall import CCall
 from thrifty.deploy.ops import weighted
 from thrifty.deploy.ops.builder import Builder, hwc
 from thrifty.deploy.ops.example import Example
 from thrifty.deploy.ops.numeric import requantised, windows
 from thrifty.deploy.ops.operator import Operator
-from thrifty.deploy.program import Array, Buffer, Call
+from thrifty.deploy.program import Array, Buffer, Call, Program
 from thrifty.graph import Graph, Node
 
 
@@ -61,6 +62,10 @@ class Depthwise(Operator):
             for kx in range(kw):
                 acc += view[:, :, :, ky, kx].astype(wide) * w[ky, kx].astype(wide)
         return requantised(acc, call, out)
+
+    def c(self, call: Call, program: Program) -> CCall:
+        """Call the kernel that pack chooses."""
+        return weighted.kernel(call, program)
 
     def example(self, rng: np.random.Generator, kind: str) -> Graph:
         """Return a depthwise convolution, or a batch norm, of random shape."""

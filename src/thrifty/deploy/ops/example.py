@@ -111,7 +111,7 @@ class Example:
         else:
             window = self._window(space, [int(self.rng.integers(1, 4)) for _ in space], equal=True)
         attrs: dict[str, Any] = {k: window[k] for k in ("kernel", "stride", "padding")} | {"ceil": False}
-        out = window["out"]
+        out: tuple[int, ...] = window["out"]
         if op == "avgpool":
             attrs |= {"count_include_pad": True, "rounding": self.rounding}
         elif self.rng.random() < 0.4:
@@ -119,7 +119,7 @@ class Example:
             larger = tuple(_ceil_size(*v) for v in sizes)
             attrs["ceil"], out = larger != out, larger
         own = self._format() if op == "avgpool" else None
-        return self._add(op, (x,), attrs, (self.shape(x)[0], *out), format=own)
+        return self._add(op, (x,), attrs, (self.shape(x)[0], *tuple(out)), format=own)
 
     def permute(self, x: str) -> str:
         """Append a random order of the axes."""

@@ -8,9 +8,10 @@ from typing import ClassVar
 import numpy as np
 
 from thrifty import integer
+from thrifty.deploy.c.ccall import CCall
 from thrifty.deploy.ops.example import Example
 from thrifty.deploy.ops.operator import Operator
-from thrifty.deploy.program import Array, Buffer, Call
+from thrifty.deploy.program import Array, Buffer, Call, Program
 from thrifty.graph import Graph
 
 
@@ -23,6 +24,11 @@ class HardSwish(Operator):
     def compute(self, call: Call, inputs: Sequence[Array], out: Buffer) -> Array:
         """Compute it."""
         return integer.hardswish(inputs[0])
+
+    def c(self, call: Call, program: Program) -> CCall:
+        """Call thrifty_hardswish_f32."""
+        y = program.buffers[call.output]
+        return CCall(f"thrifty_hardswish_f32($x, $y, {y.size});", ("hardswish.h",))
 
     def example(self, rng: np.random.Generator, kind: str) -> Graph:
         """Return a hard swish on the input."""

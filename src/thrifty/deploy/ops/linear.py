@@ -7,12 +7,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from thrifty.deploy.c.ccall import CCall
 from thrifty.deploy.ops import weighted
 from thrifty.deploy.ops.builder import Builder, hwc
 from thrifty.deploy.ops.example import Example
 from thrifty.deploy.ops.numeric import integer_product, requantised
 from thrifty.deploy.ops.operator import Operator
-from thrifty.deploy.program import Array, Buffer, Call
+from thrifty.deploy.program import Array, Buffer, Call, Program
 from thrifty.graph import Graph, Node
 
 
@@ -54,6 +55,10 @@ class Linear(Operator):
         else:
             acc = integer_product(x, w.T) + bias.astype(np.int64)
         return requantised(acc.reshape(len(x), 1, 1, -1), call, out)
+
+    def c(self, call: Call, program: Program) -> CCall:
+        """Call the kernel that pack chooses."""
+        return weighted.kernel(call, program)
 
     def example(self, rng: np.random.Generator, kind: str) -> Graph:
         """Return a linear layer on a vector or on a flattened map."""

@@ -9,10 +9,11 @@ from typing import ClassVar
 import numpy as np
 
 from thrifty import integer
+from thrifty.deploy.c.ccall import CArray, CCall, suffix
 from thrifty.deploy.ops.builder import Builder
 from thrifty.deploy.ops.example import Example
 from thrifty.deploy.ops.operator import Operator
-from thrifty.deploy.program import Array, Buffer, Call
+from thrifty.deploy.program import Array, Buffer, Call, Program
 from thrifty.graph import Graph, Node
 
 
@@ -45,6 +46,12 @@ class Lookup(Operator):
         """Read the table."""
         lowest = -128 if inputs[0].dtype == np.int8 else 0
         return np.asarray(call.constants["table"][inputs[0].astype(np.int16) - lowest])
+
+    def c(self, call: Call, program: Program) -> CCall:
+        """Call thrifty_lookup_*."""
+        x, y = program.buffers[call.inputs[0]], program.buffers[call.output]
+        text = f"thrifty_lookup_{suffix(x, y)}($x, $y, {y.size}, $table);"
+        return CCall(text, ("lookup.h",), {"table": CArray(call.constants["table"])})
 
     def example(self, rng: np.random.Generator, kind: str) -> Graph:
         """Return a hard swish on the input."""

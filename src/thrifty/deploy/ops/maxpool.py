@@ -9,13 +9,14 @@ from typing import ClassVar
 import numpy as np
 
 from thrifty import integer
+from thrifty.deploy.c.ccall import CCall, limits, suffix
 from thrifty.deploy.ops.builder import Builder, hwc
 from thrifty.deploy.ops.example import Example
 from thrifty.deploy.ops.numeric import clamped, windows
 from thrifty.deploy.ops.operator import Operator
 from thrifty.deploy.ops.rescale import rescaled
-from thrifty.deploy.ops.spatial import borders, covering, pair, refuse_axes
-from thrifty.deploy.program import Array, Buffer, Call
+from thrifty.deploy.ops.spatial import borders, covering, pair, pool_struct, refuse_axes
+from thrifty.deploy.program import Array, Buffer, Call, Program
 from thrifty.graph import Graph, Node
 
 
@@ -57,6 +58,12 @@ class MaxPool(Operator):
                 tap = view[:, :, :, ky, kx]
                 best = np.where(tap > best, tap, best)
         return clamped(best, call, out)
+
+    def c(self, call: Call, program: Program) -> CCall:
+        """Call thrifty_maxpool_*."""
+        y = program.buffers[call.output]
+        text = f"thrifty_maxpool_{suffix(y)}(&$pool, $x, $y, {limits(call, y.dtype)});"
+        return CCall(text, ("pool.h",), {"pool": pool_struct(call, program)})
 
     def example(self, rng: np.random.Generator, kind: str) -> Graph:
         """Return a max pool of random window, sometimes with an activation behind it."""

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from thrifty.deploy.c.ccall import CCall
 from thrifty.deploy.ops.builder import Builder
-from thrifty.deploy.program import Array, Buffer, Call
+from thrifty.deploy.program import Array, Buffer, Call, Program
 from thrifty.graph import Graph, Node
 
 KINDS = ("int8", "int16", "float32")
@@ -34,6 +35,10 @@ class Operator(ABC):
     @abstractmethod
     def compute(self, call: Call, inputs: Sequence[Array], out: Buffer) -> Array:
         """Return the output (n, H, W, C) in the type of `out`; inputs: the same of their buffers."""
+
+    @abstractmethod
+    def c(self, call: Call, program: Program) -> CCall:
+        """Return how the call looks in C: kernels, packed constants, statements."""
 
     @abstractmethod
     def example(self, rng: np.random.Generator, kind: str) -> Graph:

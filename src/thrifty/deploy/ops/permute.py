@@ -8,12 +8,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from thrifty.deploy.c.ccall import CCall
 from thrifty.deploy.ops.builder import Builder, hwc
 from thrifty.deploy.ops.concat import AXES
 from thrifty.deploy.ops.example import Example
 from thrifty.deploy.ops.operator import Operator
 from thrifty.deploy.ops.rescale import rescaled
-from thrifty.deploy.program import Array, Buffer, Call
+from thrifty.deploy.program import ITEM_BYTES, Array, Buffer, Call, Program
 from thrifty.graph import Graph, Node
 
 
@@ -44,6 +45,14 @@ class Permute(Operator):
     def compute(self, call: Call, inputs: Sequence[Array], out: Buffer) -> Array:
         """Transpose."""
         return np.ascontiguousarray(inputs[0].transpose(0, *(a + 1 for a in call.attrs["axes"])))
+
+    def c(self, call: Call, program: Program) -> CCall:
+        """Call thrifty_permute_*: the output in order, the input with the strides of its axes."""
+        x, y = program.buffers[call.inputs[0]], program.buffers[call.output]
+        strides = (x.shape[1] * x.shape[2], x.shape[2], 1)
+        numbers = (*y.shape, *(strides[axis] for axis in call.attrs["axes"]))
+        bits = 8 * ITEM_BYTES[y.dtype]
+        return CCall(f"thrifty_permute_{bits}($x, $y, {', '.join(map(str, numbers))});", ("copy.h",))
 
     def example(self, rng: np.random.Generator, kind: str) -> Graph:
         """Return a random order of the axes."""

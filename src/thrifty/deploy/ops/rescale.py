@@ -9,12 +9,13 @@ from typing import ClassVar
 import numpy as np
 
 from thrifty import arith
+from thrifty.deploy.c.ccall import CCall, limits, suffix
 from thrifty.deploy.ops.add import sum_constants
 from thrifty.deploy.ops.builder import Builder, Value
 from thrifty.deploy.ops.example import Example
 from thrifty.deploy.ops.numeric import clamped
 from thrifty.deploy.ops.operator import Operator
-from thrifty.deploy.program import Array, Buffer, Call
+from thrifty.deploy.program import Array, Buffer, Call, Program
 from thrifty.graph import Graph, Node
 
 
@@ -34,6 +35,13 @@ class Rescale(Operator):
         """Multiply and shift."""
         product = inputs[0].astype(np.int64) * call.attrs["multipliers"][0]
         return clamped(arith.round_shift(product, call.attrs["shift"]), call, out)
+
+    def c(self, call: Call, program: Program) -> CCall:
+        """Call thrifty_rescale_*, as one run of elements."""
+        x, y = program.buffers[call.inputs[0]], program.buffers[call.output]
+        scaling = f"{call.attrs['multipliers'][0]}, {call.attrs['shift']}, {limits(call, y.dtype)}"
+        text = f"thrifty_rescale_{suffix(x, y)}($x, $y, 1, {y.size}, 0, {scaling});"
+        return CCall(text, ("rescale.h",))
 
     def example(self, rng: np.random.Generator, kind: str) -> Graph:
         """Return an identity that changes the format."""

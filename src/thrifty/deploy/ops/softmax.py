@@ -8,10 +8,11 @@ from typing import ClassVar
 import numpy as np
 
 from thrifty import integer
+from thrifty.deploy.c.ccall import CArray, CCall, suffix
 from thrifty.deploy.ops.builder import Builder, hwc
 from thrifty.deploy.ops.example import Example
 from thrifty.deploy.ops.operator import Operator
-from thrifty.deploy.program import Array, Buffer, Call
+from thrifty.deploy.program import Array, Buffer, Call, Program
 from thrifty.graph import Graph, Node
 
 # exp(t) = 2^k * exp(r), r = t - k * ln 2 in two steps, exp(r) by its Taylor series.
@@ -59,6 +60,14 @@ class Softmax(Operator):
         else:
             y = integer.softmax_integers(x, call.constants["table"]).astype(out.dtype)
         return y.reshape(len(x), *out.shape)
+
+    def c(self, call: Call, program: Program) -> CCall:
+        """Call thrifty_softmax_*."""
+        x = program.buffers[call.inputs[0]]
+        if x.dtype == "float32":
+            return CCall(f"thrifty_softmax_f32($x, $y, {x.size});", ("softmax.h",))
+        table = CArray(call.constants["table"], note="exp(-d * scale), unit 2^-20")
+        return CCall(f"thrifty_softmax_{suffix(x)}($x, $y, {x.size}, $table);", ("softmax.h",), {"table": table})
 
     def example(self, rng: np.random.Generator, kind: str) -> Graph:
         """Return a softmax on the input, a vector."""

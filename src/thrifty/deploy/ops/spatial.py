@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from thrifty.deploy.c.ccall import CStruct
 from thrifty.deploy.ops.builder import Shape
+from thrifty.deploy.program import Call, Program
 from thrifty.graph import Node
 
 
@@ -43,3 +45,12 @@ def refuse_axes(node: Node, name: str) -> Iterator[str]:
     axes = len(node.attrs[name])
     if axes not in (1, 2) or len(node.shape) != axes + 1:
         yield f"it has {axes} spatial axes and output shape {node.shape}; (C, L) and (C, H, W) are supported"
+
+
+def pool_struct(call: Call, program: Program) -> CStruct:
+    """Return the geometry of a pool for C."""
+    x, y, a = program.buffers[call.inputs[0]], program.buffers[call.output], call.attrs
+    names = ("in_height", "in_width", "channels", "out_height", "out_width", "kernel_height", "kernel_width",
+             "stride_height", "stride_width", "top", "left")  # fmt: skip
+    values = (*x.shape, *y.shape[:2], *a["kernel"], *a["stride"], a["pad"][0], a["pad"][2])
+    return CStruct("thrifty_pool_t", dict(zip(names, map(int, values))))

@@ -9,8 +9,10 @@ import numpy as np
 
 from thrifty import integer
 from thrifty.arith import Format
+from thrifty.deploy.c.ccall import CCall, CText
+from thrifty.deploy.c.pack import pack
 from thrifty.deploy.ops.builder import Builder, Value
-from thrifty.deploy.program import Array
+from thrifty.deploy.program import Array, Call, Program
 from thrifty.errors import KnobError
 from thrifty.graph import Node
 
@@ -67,3 +69,11 @@ def scaled(scaling: integer.Requant, found: dict[str, Array], b: Builder, channe
         "shift": scaling.shift,
         "rounding": scaling.rounding,
     }
+
+
+def kernel(call: Call, program: Program) -> CCall:
+    """Return the call of the C kernel that suits this layer best, with its packed constants."""
+    found = pack(call, program.buffers[call.inputs[0]], program.buffers[call.output])
+    text = found.call("$k", "$x", "$y", "$scratch")
+    constants = {"k": CText(found.constants, found.flash_bytes)}
+    return CCall(text, found.headers, constants, found.scratch_bytes, f"kernel {found.variant}")
