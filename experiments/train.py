@@ -4,6 +4,7 @@ weights.
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from pathlib import Path
@@ -72,6 +73,13 @@ def task_named(name: str) -> Task:
     return task_of(read_spec(name))
 
 
+def interval(share: float, n: int, z: float = 1.96) -> list[float]:
+    """Return the 95 % interval of a share of n independent rows (Wilson 1927)."""
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return [round(middle - half, 5), round(middle + half, 5)]
+
+
 def run(spec: dict[str, Any], name: str) -> dict[str, Any]:
     """Train, write the weights, return the scores. An interrupted run goes on from its last epoch."""
     task, model = task_of(spec), model_of(spec)
@@ -88,10 +96,12 @@ def run(spec: dict[str, Any], name: str) -> dict[str, Any]:
     partial = WEIGHTS / f"{name}.partial"
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial)
     os.replace(partial, WEIGHTS / f"{name}.safetensors")
+    examples = {split: len(task.split(split)) for split in ("train", "validation", "test")}
     return {
         "scores": scores,
+        "intervals_95": {k: interval(v, examples[k]) for k, v in scores.items()} if task.classes else {},
         "metric": "accuracy" if task.classes else "minus the mean squared error",
-        "examples": {split: len(task.split(split)) for split in ("train", "validation", "test")},
+        "examples": examples,
         "parameters": sum(p.numel() for p in model.parameters()),
         "last_losses": losses[-3:],
         "data": task.info,
