@@ -41,7 +41,7 @@ def _one(entry: dict[str, Any], examples: int) -> dict[str, Any]:
         task, model = task_of(entry), _settled(model_of(entry), task_of(entry))
     quantized = Quantize(**entry.get("quantize", {})).edit(model, task)
     program = lower(capture(quantized, task.example), "model")
-    real = task.split("test").x[:examples]
+    real = torch.cat([task.split(s).x for s in ("test", "validation", "train")])[:examples]
     stored = quantize_input(program, real.numpy())
     expected = np.concatenate([run_program(program, stored[i : i + 50]) for i in range(0, len(stored), 50)])
     with torch.no_grad():
