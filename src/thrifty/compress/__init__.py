@@ -1,4 +1,4 @@
-"""Techniques, each a frozen dataclass with `edit(model, task)`, and `compress`, which applies a recipe of them."""
+"""Techniques, frozen dataclasses with `edit(model, task)`, and `compress`, which applies a recipe of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PARAMETRISATIONS", "TECHNIQUES", "WRAPPERS", "Quantize", "QuantizedModel", "Train", "compress"]
 
-# What a recipe can name. Each class has `edit(model, task)` and `example()`, an instance for the contract tests.
+# What a recipe can name. Each class has `edit(model, task)` and `example()`, an instance for the contract
+# tests.
 TECHNIQUES: dict[str, Any] = {
     "quantize": Quantize,
     "train": Train,
@@ -39,8 +40,8 @@ def compress(model: nn.Module, recipe: Recipe, task: Task, report: Report | None
     """Apply the techniques of a recipe in order, each to a copy, and return the result in eval mode.
 
     report: gets a row for the start and one for each step: knobs, counted cost, validation score, seconds.
-    The caller's model never changes. Raises what the techniques raise; DataError when a step changes the shape of the
-    output, which is a fault of that technique.
+    The caller's model never changes. Raises what the techniques raise; DataError when a step changes the
+    shape of the output, which is a fault of that technique.
     """
     shape = _output_shape(model, task.example)
     if report is not None and not report.rows:
@@ -51,7 +52,9 @@ def compress(model: nn.Module, recipe: Recipe, task: Task, report: Report | None
         result = step.edit(result, task)
         seconds = time.perf_counter() - start
         if _output_shape(result, task.example) != shape:
-            raise DataError(f"{label(step)} changed the output from {shape} to {_output_shape(result, task.example)}")
+            raise DataError(
+                f"{label(step)} changed the output from {shape} to {_output_shape(result, task.example)}"
+            )
         if report is not None:
             cost, score = count(capture(result, task.example)), task.score(result)
             report.add(label(step), cost, score, seconds, knobs=asdict(step))  # type: ignore[call-overload]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from thrifty.compress.quantized_model import WEIGHTED, QuantizedModel, weights_of
+from thrifty.compress.points import WEIGHTED, weights_of
+from thrifty.compress.quantized_model import QuantizedModel
 from thrifty.compress.ranges import activation_magnitude, scale_of, weight_magnitudes, weight_shares
+from thrifty.compress.scales import update_scales
 from thrifty.errors import DataError
 from thrifty.graph import Graph, Node
 
@@ -18,8 +19,8 @@ KEPT = 16384  # values of one tensor and one batch that stay for choosing its ra
 def set_ranges(model: QuantizedModel, graph: Graph, x: Tensor, ranges: str, percentile: float) -> None:
     """Set the scale of every weight and every activation.
 
-    graph: of the float model, with constants; x: (n, ...) calibration inputs; ranges, percentile: see Quantize.
-    Raises DataError when a value is not finite.
+    graph: of the float model, with constants; x: (n, ...) calibration inputs; ranges, percentile: see
+    Quantize. Raises DataError when a value is not finite.
     """
     fixed = model.arithmetic.fixed_scale
     if fixed is not None:
@@ -29,22 +30,18 @@ def set_ranges(model: QuantizedModel, graph: Graph, x: Tensor, ranges: str, perc
         quantizer, weight = model.weight_quantizer(name), model.float_weight(name)
         arguments = (quantizer.bits, model.arithmetic.scales, ranges, quantizer.axis == 0)
         quantizer.ratio.copy_(weight_shares(weight, *arguments))
-    values, reach = _observe(model, x)
-    for name, seen in values.items():
+    for name, seen in _observe(model, x).items():
         point = model.point(name)
         # saturating a score could change the class, so an output keeps its largest value
         how = "minmax" if _is_output(model.graph, name) else ranges
         top = activation_magnitude(seen, point.bits, point.signed, model.arithmetic.scales, how, percentile)
-        point.reach.fill_(reach[name])
-        point.share.fill_(top / reach[name] if reach[name] > 0 else 1.0)
         point.scale.fill_(scale_of(top, point.bits, point.signed, model.arithmetic.scales))
-    model.update_scales()
+    update_scales(model)
 
 
 def set_common_scale(model: QuantizedModel, graph: Graph, x: Tensor) -> float:
     """Return the one power-of-two scale that holds every weight and every activation of the network."""
-    values, _ = _observe(model, x)
-    tops = [float(v.abs().max()) for v in values.values()]
+    tops = [float(v.abs().max()) for v in _observe(model, x).values()]
     tops += [float(weight_magnitudes(model.float_weight(n), False)) for n in weights_of(graph)]
     return scale_of(max(tops), model.arithmetic.bits, True, "power_of_two")
 
@@ -62,8 +59,8 @@ def correct_biases(model: QuantizedModel, x: Tensor) -> None:
     """Add to every bias the mean of what rounding takes from its layer's output, layer after layer.
 
     x: (n, ...) calibration inputs. A layer without bias, or one that is called twice, stays as it is.
-    Source: Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias Correction, section 4.2
-    (arXiv:1906.04721), here with measured means.
+    Source: Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias Correction,
+    section 4.2 (arXiv:1906.04721), here with measured means.
     """
     calls = [n.params["weight"] for n in model.graph if n.op in WEIGHTED]
 
@@ -82,18 +79,17 @@ def correct_biases(model: QuantizedModel, x: Tensor) -> None:
 
     with torch.no_grad():
         model.walk(step)
-    model.update_scales()
+    update_scales(model)
 
 
-def _observe(model: QuantizedModel, x: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Run in float; return a random part of each point's values (1-D), and the mean over batches of the largest."""
+def _observe(model: QuantizedModel, x: Tensor) -> dict[str, Tensor]:
+    """Run in float; return a random part of the values of each point and their largest (1-D)."""
     observer = _Observer(model)
     with torch.no_grad():
         for batch in torch.split(x, BATCH):
             observer.batch = batch
             model.walk(observer.step)
-    kept = {name: torch.cat(values) for name, values in observer.kept.items()}
-    return kept, {name: float(np.mean(tops)) for name, tops in observer.tops.items()}
+    return {name: torch.cat(values) for name, values in observer.kept.items()}
 
 
 class _Observer:
@@ -103,7 +99,6 @@ class _Observer:
         self.model = model
         self.batch = torch.empty(0)
         self.kept: dict[str, list[Tensor]] = {}
-        self.tops: dict[str, list[float]] = {}
         self.generator = torch.Generator().manual_seed(0)
 
     def step(self, node: Node, inputs: list[Tensor]) -> Tensor:
@@ -118,7 +113,6 @@ class _Observer:
             rows = torch.randint(len(flat), (KEPT,), generator=self.generator)
             few = flat if len(flat) <= KEPT else flat[rows]
             self.kept.setdefault(node.name, []).extend([few, flat[flat.abs().argmax()].reshape(1)])
-            self.tops.setdefault(node.name, []).append(float(top))
         return y
 
 

@@ -1,4 +1,5 @@
-"""Round to the stored integers and back, with a straight-through gradient, as one operator that `torch.export` keeps.
+"""Round to the stored integers and back, with a straight-through gradient, as one operator that
+`torch.export` keeps.
 
 The value is bit for bit `arith.dequantize(arith.quantize(x, format), format)`.
 """
@@ -16,7 +17,8 @@ from thrifty.errors import KnobError
 
 
 def integers(x: Tensor, scale: Tensor, bits: int, signed: bool, axis: int = -1) -> Tensor:
-    """Return floor(x * (1/scale) + 0.5) clamped to the format, as float32 integers; the torch twin of arith.quantize.
+    """Return floor(x * (1/scale) + 0.5) clamped to the format, as float32 integers; the torch twin of
+    arith.quantize.
 
     x: float32 of any shape; scale: (1,), or (C,) along `axis`.
     """
@@ -34,7 +36,7 @@ def limits(bits: int, signed: bool) -> tuple[int, int]:
 
 
 def along(values: Tensor, ndim: int, axis: int) -> Tensor:
-    """Return (C,) values shaped to broadcast along `axis` of a tensor with `ndim` axes; axis -1 means one value."""
+    """Return (C,) values shaped to broadcast along `axis` of `ndim` axes; axis -1 means one value."""
     if axis < 0:
         return values.reshape(())
     shape = [1] * ndim
@@ -47,7 +49,9 @@ _SCHEMA = "(Tensor x, Tensor scale, int bits, bool signed, int axis) -> Tensor"
 
 def _forward(x: Tensor, scale: Tensor, bits: int, signed: bool, axis: int) -> Tensor:
     if x.dtype != torch.float32 or scale.dtype != torch.float32:
-        raise KnobError(f"thrifty::fake_quantize works on float32, not on {x.dtype} with a scale of {scale.dtype}")
+        raise KnobError(
+            f"thrifty::fake_quantize works on float32, not on {x.dtype} with a scale of {scale.dtype}"
+        )
     return integers(x, scale, bits, signed, axis) * along(scale, x.ndim, axis)
 
 
@@ -63,7 +67,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Straight through inside the range, zero outside; for a learned scale, the gradient of LSQ.
 
-    Source of the scale's gradient: Esser et al. 2020, Learned Step Size Quantization, eq. 3 (arXiv:1902.08153).
+    Source of the scale's gradient: Esser et al. 2020, Learned Step Size Quantization, eq. 3
+    (arXiv:1902.08153).
     """
     x, scale = ctx.saved_tensors
     low, high = limits(ctx.bits, ctx.signed)
@@ -100,8 +105,8 @@ def fake_quantize(x: Tensor, scale: Tensor, bits: int, signed: bool = True, axis
 class WeightQuantizer(nn.Module):
     """Parametrisation that rounds a weight to integers times a scale; the scale is a buffer that others set.
 
-    weight: (Co, ...); scale: (1,) or (Co,) along axis 0. `ratio` is the share of the largest magnitude that the
-    range keeps, one per scale: QAT derives the scale from it and from the current weights at each step.
+    weight: (Co, ...); scale: (1,) or (Co,) along axis 0. `ratio` is the share of the largest magnitude that
+    the range keeps, one per scale: QAT derives the scale from it and from the current weights at each step.
     """
 
     scale: Tensor

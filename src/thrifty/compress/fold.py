@@ -20,10 +20,12 @@ _Layer = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 
 def fold_batch_norms(model: nn.Module, example: Tensor) -> nn.Module:
-    """Return the model without batch normalisation; in eval mode it computes what it did, up to float rounding.
+    """Return the model without batch normalisation; in eval mode it computes what it did, up to float
+    rounding.
 
-    model: changed in place; example: (1, ...) input. A layer folds when both it and its batch norm run once and
-    nothing else reads what is between them. Raises UnsupportedModel for a batch norm over a vector that cannot fold.
+    model: changed in place; example: (1, ...) input. A layer folds when both it and its batch norm run once
+    and nothing else reads what is between them. Raises UnsupportedModel for a batch norm over a vector that
+    cannot fold.
     """
     norms = {name for name, m in model.named_modules() if isinstance(m, _Norm)}
     if not norms:

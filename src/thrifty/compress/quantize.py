@@ -13,7 +13,8 @@ from torch import nn
 from thrifty.capture import capture
 from thrifty.compress.calibrate import correct_biases, set_common_scale, set_ranges
 from thrifty.compress.fold import fold_batch_norms
-from thrifty.compress.quantized_model import Arithmetic, QuantizedModel, weights_of
+from thrifty.compress.points import Arithmetic, weights_of
+from thrifty.compress.quantized_model import QuantizedModel
 from thrifty.compress.ranges import RANGES, SCALES
 from thrifty.compress.train import fine_tune
 from thrifty.errors import Incompatible, KnobError, NoMatch, NothingToDo, close_to
@@ -24,16 +25,22 @@ from thrifty.training import Training
 if TYPE_CHECKING:
     from thrifty.task import Task
 
-GRANULARITIES = ("network", "layer", "channel")
+CHOICES = {
+    "scales": SCALES,
+    "granularity": ("network", "layer", "channel"),
+    "ranges": RANGES,
+    "rounding": ROUNDINGS,
+}
 
 
 @dataclass(frozen=True)
 class Quantize:
     """Store weights and activations as integers, and compute with integers only.
 
-    Without epochs, ranges come from calibration data (post-training quantisation); with epochs, the model trains on
-    with rounding in the forward pass and straight-through gradients, the last part on the exact integers.
-    MicroAI's schemes (Novac et al. 2021, arXiv:2105.13331): `Quantize.microai(16)` and `Quantize.microai(8)`.
+    Without epochs, ranges come from calibration data (post-training quantisation); with epochs, the model
+    trains on with rounding in the forward pass and straight-through gradients, the last part on the exact
+    integers. MicroAI's schemes (Novac et al. 2021, arXiv:2105.13331): `Quantize.microai(16)` and
+    `Quantize.microai(8)`.
 
     >>> Quantize(bits=8, weight_bits=4).weight_bits
     4
@@ -42,12 +49,18 @@ class Quantize:
     bits: int = 8  # of activations, and of weights unless weight_bits says otherwise: 2..16
     weight_bits: int | None = None  # of weights: 2..16, at most 8 when bits is at most 8
     scales: str = "multiplier"  # "multiplier": any scale, a 32-bit multiplication; "power_of_two": a shift
-    granularity: str = "channel"  # one weight scale per output channel, per layer, or one scale for the "network"
+    granularity: str = (
+        "channel"  # one weight scale per output channel, per layer, or one scale for the "network"
+    )
     ranges: str = "mse"  # how far ranges reach: "minmax", "percentile", "mse" (least squared error)
     percentile: float = 99.99  # of ranges="percentile": share of the values, in percent, inside the range
     calibration_samples: int = 256  # training inputs that set the activation ranges
-    per_layer: Mapping[str, int] = field(default_factory=dict)  # module path pattern -> weight bits; the first match counts
-    fraction_bits: int | None = None  # of granularity="network": every scale is 2^-fraction_bits (MicroAI int16: 9)
+    per_layer: Mapping[str, int] = field(
+        default_factory=dict
+    )  # module path pattern -> weight bits; the first match counts
+    fraction_bits: int | None = (
+        None  # of granularity="network": every scale is 2^-fraction_bits (MicroAI int16: 9)
+    )
     rounding: str = "half_up"  # "floor" only to compare with MicroAI's own arithmetic
     unsigned: bool = True  # bits <= 8: tensors that cannot be negative use 0..2^bits-1
     bias_correction: bool = True  # add the mean rounding error of each layer to its bias
@@ -65,29 +78,30 @@ class Quantize:
     def _rules(self) -> dict[str, bool]:
         widths = [b for b in (self.weight_bits, *self.per_layer.values()) if b is not None]
         largest = 8 if self.bits <= 8 else 16
-        network = self.granularity == "network"
-        return {
+        power_of_two, network = self.scales == "power_of_two", self.granularity == "network"
+        fraction = self.fraction_bits
+        rules = {
             f"bits is {self.bits}; it must be 2..16": 2 <= self.bits <= 16,
-            f"weight_bits and per_layer hold {widths}; with {self.bits} bits of activations they must be 2..{largest}":
-                all(2 <= b <= largest for b in widths),
-            f"scales is '{self.scales}'; {close_to(self.scales, SCALES)}": self.scales in SCALES,
-            f"granularity is '{self.granularity}'; {close_to(self.granularity, GRANULARITIES)}":
-                self.granularity in GRANULARITIES,
-            f"ranges is '{self.ranges}'; {close_to(self.ranges, RANGES)}": self.ranges in RANGES,
-            f"rounding is '{self.rounding}'; {close_to(self.rounding, ROUNDINGS)}": self.rounding in ROUNDINGS,
+            f"weight_bits and per_layer hold {widths}; with bits={self.bits} they must be 2..{largest}": all(
+                2 <= b <= largest for b in widths
+            ),
             f"percentile is {self.percentile}; it must be in (50, 100]": 50 < self.percentile <= 100,
-            f"calibration_samples is {self.calibration_samples}; it must be at least 1": self.calibration_samples >= 1,
-            "granularity='network' needs scales='power_of_two'": not network or self.scales == "power_of_two",
-            "fraction_bits needs granularity='network'": self.fraction_bits is None or network,
-            f"fraction_bits is {self.fraction_bits}; it must be -16..24":
-                self.fraction_bits is None or -16 <= self.fraction_bits <= 24,
-            "rounding='floor' needs scales='power_of_two'": self.rounding != "floor" or self.scales == "power_of_two",
+            f"calibration_samples is {self.calibration_samples}; it must be positive": self.calibration_samples
+            > 0,
+            "granularity='network' needs scales='power_of_two'": power_of_two or not network,
+            "fraction_bits needs granularity='network'": network or fraction is None,
+            f"fraction_bits is {fraction}; it must be -16..24": fraction is None or -16 <= fraction <= 24,
+            "rounding='floor' needs scales='power_of_two'": power_of_two or self.rounding != "floor",
             f"epochs is {self.epochs}; it must not be negative": self.epochs >= 0,
-        }  # fmt: skip
+        }
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            rules[f"{name} is '{value}'; {close_to(str(value), choices)}"] = value in choices
+        return rules
 
     @classmethod
     def microai(cls, bits: int = 8, epochs: int = 0, rounding: str = "half_up") -> Quantize:
-        """Return MicroAI's own scheme: 16 bits Q7.9 for the network, or fewer bits with a power of two per layer."""
+        """Return MicroAI's own scheme: 16 bits as Q7.9, or fewer bits with a power of two per layer."""
         common: dict[str, Any] = {
             "scales": "power_of_two", "ranges": "minmax", "unsigned": False, "bias_correction": False,
             "rounding": rounding, "epochs": epochs,
@@ -104,11 +118,14 @@ class Quantize:
     def edit(self, model: nn.Module, task: Task) -> nn.Module:
         """Return a QuantizedModel around a copy of `model`.
 
-        Raises Incompatible for a model that is quantised already, UnsupportedModel that lists every operator without
-        an integer form, NoMatch for a pattern of per_layer that fits no layer, NothingToDo without weights.
+        Raises Incompatible for a model that is quantised already, UnsupportedModel that lists every
+        operator without an integer form, NoMatch for a pattern of per_layer that fits no layer, NothingToDo
+        without weights.
         """
         if any(isinstance(m, QuantizedModel) for m in model.modules()):
-            raise Incompatible("the model is quantised already; quantise the float model, or use Train to train on")
+            raise Incompatible(
+                "the model is quantised already; quantise the float model, or use Train to train on"
+            )
         model = fold_batch_norms(copy.deepcopy(model).eval(), task.example)
         graph = capture(model, task.example)
         quantized = QuantizedModel(model, graph, self._arithmetic(), self._widths(graph))
@@ -133,14 +150,16 @@ class Quantize:
         layers = weights_of(graph)
         if not layers:
             raise NothingToDo("the model has no convolution and no linear layer: nothing to quantise")
-        modules = [node.module for node in layers.values()]
+        modules = [nodes[0].module for nodes in layers.values()]
         lost = [p for p in self.per_layer if not fnmatch.filter(modules, p)]
         if lost:
-            raise NoMatch("; ".join(f"per_layer: '{p}' matches no layer, {close_to(p, modules)}" for p in lost))
+            raise NoMatch(
+                "; ".join(f"per_layer: '{p}' matches no layer, {close_to(p, modules)}" for p in lost)
+            )
         default = self.weight_bits or self.bits
         return {
-            name: next((b for p, b in self.per_layer.items() if fnmatch.fnmatch(node.module, p)), default)
-            for name, node in layers.items()
+            name: next((b for p, b in self.per_layer.items() if fnmatch.fnmatch(nodes[0].module, p)), default)
+            for name, nodes in layers.items()
         }
 
     def _calibrate(self, quantized: QuantizedModel, graph: Graph, task: Task) -> None:

@@ -1,6 +1,7 @@
 """How far the stored range of a tensor reaches: largest value, percentile, or least squared error.
 
-A range is a magnitude M; the scale follows from it: M / largest integer, or a power of two (arith.power_of_two_scale).
+A range is a magnitude M; the scale follows from it: M / largest integer, or a power of two
+(arith.power_of_two_scale).
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from thrifty.compress.fake_quantize import along, integers, limits
 
 RANGES = ("minmax", "percentile", "mse")
 SCALES = ("multiplier", "power_of_two")
-SHARES = tuple(1.0 - 0.02 * i for i in range(41))  # of the largest magnitude, that "mse" tries: 1.00 down to 0.20
-SMALLEST = 2.0**-10  # a channel's scale is at least this share of the layer's largest: dead channels stay harmless
+SHARES = tuple(
+    1.0 - 0.02 * i for i in range(41)
+)  # of the largest magnitude, that "mse" tries: 1.00 down to 0.20
+SMALLEST = (
+    2.0**-10
+)  # a channel's scale is at least this share of the layer's largest: dead channels stay harmless
 
 
 def scale_of(magnitude: float, bits: int, signed: bool, scales: str) -> float:
@@ -50,7 +55,7 @@ def weight_magnitudes(weight: Tensor, per_channel: bool) -> Tensor:
 def weight_shares(weight: Tensor, bits: int, scales: str, ranges: str, per_channel: bool) -> Tensor:
     """Return the share of the largest magnitude that each scale's range shall keep: (Co,) or (1,).
 
-    "mse" tries SHARES and keeps the one with the least squared error; "minmax" and "percentile" keep everything,
+    "mse" tries SHARES and keeps the one of least squared error; "minmax" and "percentile" keep everything,
     because few weights make one channel, and each matters.
     """
     top = weight_magnitudes(weight, per_channel)

@@ -22,9 +22,10 @@ HARD_SHARE = 5  # one epoch of so many trains on the exact integers, and at leas
 class Train:
     """Train on the task's training split: recovery after another technique, or the first training of all.
 
-    The knobs are those of `thrifty.training.Training`. A QuantizedModel is trained with fake quantisation: ranges of
-    weights and activations follow the values; in the last fifth of the epochs, and at least in the last one,
-    activation ranges stay and the loss is that of the exact integers, with the gradients of the float shadow.
+    The knobs are those of `thrifty.training.Training`. A QuantizedModel is trained with fake quantisation:
+    the ranges of weights follow the weights, those of activations stay as calibrated; in the last fifth of
+    the epochs, and at least in the last one, the loss is that of the exact integers, with the gradients of
+    the float shadow.
     """
 
     epochs: int = 10

@@ -1,0 +1,77 @@
+"""Keep the weight scales of a QuantizedModel in step with its weights, and every accumulator inside int32."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from thrifty.compress.ranges import scales_of, weight_magnitudes
+from thrifty.graph import Node
+
+if TYPE_CHECKING:
+    from thrifty.compress.quantized_model import QuantizedModel
+
+LIMIT = 2**31  # accumulators stay in [-LIMIT, LIMIT)
+SUM_RATIO = 8192  # an input of an addition has at most this many times the scale of the output
+OUT_RATIO = 2.0**-27  # the scale of an output is at least this share of what its layer can reach
+
+
+def update_scales(model: QuantizedModel) -> None:
+    """Derive every weight's scale from the weight as it is now, so that ranges can shrink as well as grow.
+
+    A scale is raised where an accumulator could otherwise leave int32, or a multiplier its range. Models
+    with one scale for the whole network keep it.
+    """
+    if model.arithmetic.fixed_scale is not None:
+        return
+    with torch.no_grad():
+        for name, nodes in model.sites.items():
+            _update_weight(model, name, nodes)
+        for node in model.graph:
+            if node.op in ("add", "concat"):
+                largest = max(model.format_of(i).scale[0] for i in node.inputs)
+                _raise_scale(model, node, largest / SUM_RATIO)
+
+
+def _update_weight(model: QuantizedModel, name: str, nodes: list[Node]) -> None:
+    quantizer, weight = model.weight_quantizer(name), model.float_weight(name)
+    per_channel = quantizer.axis == 0
+    tops = weight_magnitudes(weight, per_channel) * quantizer.ratio
+    scale = scales_of(tops, quantizer.bits, True, model.arithmetic.scales).to(weight.device)
+    for node in nodes:
+        least = _least_scale(model, node, weight, scale)
+        scale = torch.maximum(scale, least if per_channel else least.max().reshape(1))
+    if model.arithmetic.scales == "power_of_two":
+        scale = torch.exp2(torch.ceil(torch.log2(scale)))
+    quantizer.scale.copy_(scale)
+
+
+def _least_scale(model: QuantizedModel, node: Node, weight: Tensor, scale: Tensor) -> Tensor:
+    """Return for each output channel the weight scale s below which its sums might leave int32: (Co,).
+
+    From |sum| <= sum(|w|/s + 1/2) X + |b|/(s_in s) + s_out/(2 s_in s) < 2^31, X the largest input integer;
+    and from the left shift before a multiplication, by at most 4 max(s) s_in / s_out, with the same bound.
+    """
+    source = model.format_of(node.inputs[0])
+    largest, rows = max(-source.low, source.high), weight.abs().reshape(len(weight), -1)
+    reach = rows.sum(1).double() * largest * source.scale[0]
+    bias = model.bias(node)
+    if bias is not None:
+        reach = reach + bias.detach().abs().double()
+    _raise_scale(model, node, float(reach.max()) * OUT_RATIO)
+    out = model.format_of(node.name).scale[0]
+    room = (LIMIT - largest * rows.shape[1] / 2 - 16) * (1 - 1e-6)
+    sums = (reach + out / 2) / (source.scale[0] * room)
+    shifted = 4 * float(scale.max()) * (reach + out / 2) / (out * room)
+    return torch.maximum(sums, shifted).float()
+
+
+def _raise_scale(model: QuantizedModel, node: Node, least: float) -> None:
+    """Make the scale of a node's output at least this large."""
+    scale = model.point(model.point_of(node.name)).scale
+    if float(scale) < least:
+        power_of_two = model.arithmetic.scales == "power_of_two"
+        scale.fill_(2.0 ** math.ceil(math.log2(least)) if power_of_two else least)
