@@ -393,7 +393,7 @@ class TestFakeQuantize:
 
 class TestRefusals:
     def test_data_dependent_control_flow(self):
-        with pytest.raises(CaptureError, match="torch.export cannot read the model") as caught:
+        with pytest.raises(CaptureError, match="cannot read the model") as caught:
             of(lambda s, x: x + 1 if x.sum() > 0 else x)
         assert "test_capture.py" in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -445,14 +445,17 @@ def test_the_model_is_not_touched():
 
 def everything() -> dict[str, tuple[nn.Module, torch.Tensor]]:
     two_d = nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU6(inplace=True),
-        nn.Conv2d(8, 8, 3, padding="same", groups=8), nn.Hardswish(), nn.AvgPool2d(3, 2, 1, count_include_pad=False),
-        nn.Conv2d(8, 12, (1, 3), dilation=(1, 2), padding=(0, 1), groups=4), nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+        nn.Conv2d(3, 8, 3, 2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU6(True),
+        nn.Conv2d(8, 8, 3, padding="same", groups=8), nn.Hardswish(),
+        nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+        nn.Conv2d(8, 12, (1, 3), dilation=(1, 2), padding=(0, 1), groups=4),
+        nn.MaxPool2d(3, 2, 1, ceil_mode=True),
         nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 5), nn.Softmax(1),
     )  # fmt: skip
     one_d = nn.Sequential(
         nn.Conv1d(4, 6, 5, stride=2, padding=2), nn.BatchNorm1d(6), nn.ReLU(), nn.ConstantPad1d((1, 0), 0.0),
-        nn.Conv1d(6, 6, 3, groups=3), nn.MaxPool1d(2), nn.AvgPool1d(2, 2, 1), nn.ReLU(), nn.AdaptiveMaxPool1d(1),
+        nn.Conv1d(6, 6, 3, groups=3), nn.MaxPool1d(2), nn.AvgPool1d(2, 2, 1), nn.ReLU(),
+        nn.AdaptiveMaxPool1d(1),
         nn.Flatten(), nn.Linear(6, 3),
     )  # fmt: skip
 

@@ -152,16 +152,15 @@ def tensors_of(tree: object) -> list[Tensor]:
 
 
 def rounded(want: float, size: int, step: int, least: int) -> int:
-    """Return how many of `size` units stay: about `want`, a multiple of `step`, at least `least`; or all.
+    """Return how many of `size` units stay: the multiple of `step` nearest to `want`, or all of them.
 
-    >>> rounded(6.1, 16, 4, 4), rounded(1.0, 16, 4, 4), rounded(5, 6, 4, 4)
-    (8, 4, 4)
+    Never fewer than `least`, where there are so many; of two equally near counts the larger.
+
+    >>> rounded(6.1, 16, 4, 4), rounded(1.0, 16, 4, 4), rounded(10.8, 12, 8, 4)
+    (8, 4, 12)
     """
-    if want >= size:
-        return size
-    count = step * math.floor(want / step + 0.5)
-    count = max(count, step * math.ceil(least / step))
-    return min(count, size)
+    counts = [n for n in (*range(step, size, step), size) if n >= min(least, size)]
+    return min(counts, key=lambda n: (abs(n - want), -n))
 
 
 def step_of(group: Group, cell: Sequence[int], round_to: int) -> int:

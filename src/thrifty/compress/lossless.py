@@ -35,7 +35,7 @@ class Lossless:
 
     A channel whose value never changes moves into the biases of its readers, and everything that becomes
     constant by that goes too; a channel that nobody reads goes; of equal filters one stays and its readers'
-    weights are added; a layer whose weight matrix has low rank becomes two smaller ones.
+    weights are added; a Linear or a 1x1 convolution of low rank becomes two smaller ones.
     """
 
     round_to: int = 1  # channel counts stay multiples of this, at the price of keeping some that could go
@@ -296,7 +296,9 @@ def _split_low_rank(model: nn.Module, graph: Graph) -> nn.Module | None:
     for node in graph:
         module = dict(model.named_modules()).get(node.module)
         if type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d) and node.params.get("weight") not in shared:
-            factors = _factors(node) if node.attrs.get("groups", 1) == 1 else None
+            weight = node.constants["weight"]
+            plain = node.attrs.get("groups", 1) == 1 and math.prod(weight.shape[2:]) == 1
+            factors = _factors(weight.reshape(weight.shape[:2])) if plain else None
             if factors is not None:
                 found[node.module] = factors
     if not found:
@@ -314,9 +316,9 @@ def _split_low_rank(model: nn.Module, graph: Graph) -> nn.Module | None:
     return edited
 
 
-def _factors(node: Node) -> tuple[Array, Array] | None:
-    """Return (r, K) and (Co, r) whose product is the weight matrix, if they are smaller than it."""
-    matrix = node.constants["weight"].reshape(node.constants["weight"].shape[0], -1).astype(np.float64)
+def _factors(weight: npt.NDArray[np.float32]) -> tuple[Array, Array] | None:
+    """Return (r, Ci) and (Co, r) whose product is the weight matrix (Co, Ci), if they are smaller than it."""
+    matrix = weight.astype(np.float64)
     u, s, v = np.linalg.svd(matrix, full_matrices=False)
     rank = max(1, int((s > RANK_TOLERANCE * s[0]).sum()))
     if rank * sum(matrix.shape) >= matrix.size:
@@ -335,9 +337,7 @@ def _two_layers(old: Any, inner: Array, outer: Array) -> nn.Sequential:
         second = nn.Linear(rank, old.out_features, bias=biased)
     else:
         kind = nn.Conv1d if isinstance(old, nn.Conv1d) else nn.Conv2d
-        like = {"stride": old.stride, "padding": old.padding, "dilation": old.dilation}
-        like["padding_mode"] = old.padding_mode
-        first = kind(old.in_channels, rank, old.kernel_size, bias=False, **like)
+        first = kind(old.in_channels, rank, 1, stride=old.stride, padding=old.padding, bias=False)
         second = kind(rank, old.out_channels, 1, bias=biased)
     first.weight.data = torch.as_tensor(inner).reshape(first.weight.shape).to(old.weight)
     second.weight.data = torch.as_tensor(outer).reshape(second.weight.shape).to(old.weight)
