@@ -4,8 +4,10 @@ weights.
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -26,13 +28,14 @@ ANIMALS = (2, 3, 4, 5, 6, 7)  # CIFAR-10's labels of living things
 def task_of(spec: dict[str, Any]) -> Task:
     """Return the task of an experiment's [task] table."""
     options = dict(spec["task"])
-    animals = options.pop("animals_or_vehicles", False)
+    side = options.pop("animals_or_vehicles_at", 0)
     task = load_task(options.pop("name"), seed=spec.get("seed", 0), **options)
-    if not animals:
+    if not side:
         return task
 
     def two_classes(split: Split) -> Split:
-        return Split(split.x, torch.isin(split.y, torch.tensor(ANIMALS)).long())
+        x = nn.functional.interpolate(split.x, size=(side, side), mode="bilinear", align_corners=False)
+        return Split(x, torch.isin(split.y, torch.tensor(ANIMALS)).long())
 
     assert task.test is not None
     return Task(
@@ -83,13 +86,23 @@ def interval(share: float, n: int, z: float = 1.96) -> list[float]:
 def run(spec: dict[str, Any], name: str) -> dict[str, Any]:
     """Train, write the weights, return the scores. An interrupted run goes on from its last epoch."""
     task, model = task_of(spec), model_of(spec)
-    losses: list[float] = []
+    checkpoint = HERE.parent / "runs" / f"{name}.safetensors"
+    clock = checkpoint.with_suffix(".json")  # seconds and losses so far, for interrupted runs
+    kept = (
+        json.loads(clock.read_text())
+        if checkpoint.exists() and clock.exists()
+        else {"seconds": 0.0, "losses": []}
+    )
+    last = time.monotonic()
 
     def note(epoch: int, epochs: int, loss: float) -> None:
-        losses.append(round(loss, 5))
+        nonlocal last
+        now = time.monotonic()
+        kept["seconds"], last = round(kept["seconds"] + now - last, 1), now
+        kept["losses"].append(round(loss, 5))
+        clock.write_text(json.dumps(kept))
         print(f"  {name}: epoch {epoch} of {epochs}, loss {loss:.4f}", flush=True)
 
-    checkpoint = HERE.parent / "runs" / f"{name}.safetensors"
     task.fit(model, seed=spec.get("seed", 0), progress=note, checkpoint=checkpoint, **spec["fit"])
     scores = {split: round(task.score(model, split), 5) for split in ("validation", "test")}
     WEIGHTS.mkdir(exist_ok=True)
@@ -103,7 +116,8 @@ def run(spec: dict[str, Any], name: str) -> dict[str, Any]:
         "metric": "accuracy" if task.classes else "minus the mean squared error",
         "examples": examples,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "last_losses": losses[-3:],
+        "training_seconds": kept["seconds"],
+        "last_losses": kept["losses"][-3:],
         "data": task.info,
         "weights": f"weights/{name}.safetensors",
     }

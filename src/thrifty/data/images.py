@@ -39,8 +39,8 @@ def pixels_of(path: Path, arrays: dict[str, Array], size: int) -> Array:
     """Return the pixels of a file (see `decode`), decoded once and then kept in the cache under the
     checksum.
     """
-    if size < 4 or size > 256:
-        raise KnobError(f"size is {size}; the side of an image must be in 4..256")
+    if not 4 <= size <= 64:
+        raise KnobError(f"size is {size}; it must be in 4..64 (the files hold 32x32 pixels)")
     key = f"{path.stem}_{size}_{checksum(path)[:16]}"
     return cached(key, lambda: decode(arrays["jpeg"], arrays["offset"], size))
 
