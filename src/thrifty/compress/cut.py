@@ -159,8 +159,8 @@ def rounded(want: float, size: int, step: int, least: int) -> int:
     >>> rounded(6.1, 16, 4, 4), rounded(1.0, 16, 4, 4), rounded(10.8, 12, 8, 4)
     (8, 4, 12)
     """
-    counts = [n for n in (*range(step, size, step), size) if n >= min(least, size)]
-    return min(counts, key=lambda n: (abs(n - want), -n))
+    counts: list[int] = [n for n in (*range(step, size, step), size) if n >= min(least, size)]
+    return sorted(counts, key=lambda n: (abs(n - want), -n))[0]
 
 
 def step_of(group: Group, cell: Sequence[int], round_to: int) -> int:

@@ -161,7 +161,7 @@ class TestDead:
 
 
 def test_mobilenet_with_dead_output_filters_of_its_1x1_layers():
-    """The story of the official VWW model, ../shared/anchors.md section 6.7: the depthwise layers shrink too."""
+    """As in the official VWW model (anchors.md, section 6.7): the depthwise layers shrink too."""
     torch.manual_seed(0)
     model = create("mobilenet-v1").eval()
     rng = np.random.default_rng(0)
