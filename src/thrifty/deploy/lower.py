@@ -19,8 +19,8 @@ from thrifty.graph import FORMAT_KEEPING, Graph, Node
 def lower(graph: Graph, name: str = "model") -> Program:
     """Return the program of a graph: float32 when no node has a format, else integers.
 
-    Batch norms behind a conv or linear layer fold into it (float32). Weights become channels-last, activations
-    vanish into their producers, and no sum of an integer program can leave int32: that is proven here.
+    In float32, batch norms behind a conv or linear layer fold into it. Weights become channels-last, activations
+    vanish into their producers. It is proven here that no sum of an integer program can leave int32.
     Raises UnsupportedModel with one sentence for each thing that cannot be lowered.
 
     >>> from thrifty.graph import Node
@@ -40,38 +40,44 @@ def check(graph: Graph) -> tuple[str, ...]:
 
 
 def _lower(graph: Graph, name: str) -> tuple[Program | None, tuple[str, ...]]:
-    whole = tuple(_refuse_whole(graph))
+    """Return the program, or None, and the refusals."""
     integers = any(n.format is not None for n in graph)
-    if not integers:
-        graph = _fold_batchnorms(graph)
-    b = Builder(graph, integers=integers)
     needed = _needed(graph)
+    refusals = list(_refuse_whole(graph))
+    refused = set()
     for node in graph:
+        for clause in _refuse_node(node, graph, integers) if node.name in needed else ():
+            refusals.append(f"{where(node)}: {clause}")
+            refused.add(node.name)
+    folded = graph if integers else _fold_batchnorms(graph)
+    b = Builder(folded, integers=integers)
+    for node in folded:
         if node.name in needed and node.name not in b.values:
-            _lower_node(node, b)
-    if whole or b.refusals:
-        return None, whole + tuple(b.refusals)
-    result = graph[graph.outputs[0]]
+            _lower_node(node, b, node.name in refused)
+    refusals += b.refusals
+    if refusals:
+        return None, tuple(refusals)
+    result = folded[folded.outputs[0]]
     classes = result.size if len(result.shape) == 1 and result.op != "argmax" else 0
-    last = b.values[result.name]
-    return Program(name, b.buffers, tuple(b.calls), graph.inputs[0], last.buffer, classes), ()
+    buffer = b.values[result.name].buffer
+    return Program(name, b.buffers, tuple(b.calls), folded.inputs[0], buffer, classes), ()
 
 
-def _lower_node(node: Node, b: Builder) -> None:
-    """Append the calls of one node, or note why not and let a buffer stand for it."""
-    clauses = tuple(_refuse_node(node, b))
-    for clause in clauses:
-        b.refuse(node, clause)
+def _lower_node(node: Node, b: Builder, refused: bool) -> None:
+    """Append the calls of one node, or let a buffer stand for it.
+
+    Behind a node of unknown format nothing more is lowered, only examined, up to the next format.
+    """
     try:
-        if clauses:
-            b.finish(node, _stand_in(node, b))
+        if refused or not b.unknown.isdisjoint(node.inputs):
+            _stand_in(node, b)
         elif node.op == "input":
             b.finish(node, _input(node, b))
         else:
             LOWERED_BY[node.op].lower(node, b)
     except KnobError as err:
         b.refuse(node, str(err))
-        b.finish(node, _stand_in(node, b))
+        _stand_in(node, b)
 
 
 def _input(node: Node, b: Builder) -> Value:
@@ -87,13 +93,15 @@ def _input(node: Node, b: Builder) -> Value:
     return b.call("clamp", node, [value], value.shape, attrs, format=fmt, name=f"{node.name}_clamp")
 
 
-def _stand_in(node: Node, b: Builder) -> Value:
-    """Return a value for a refused node, so that those behind it are examined too."""
+def _stand_in(node: Node, b: Builder) -> None:
+    """Finish a refused node with a value of its shape and format, so that those behind it are examined too."""
     fmt = integer.output_format(b.graph, node.name) if b.integers else None
-    try:
-        return b.declare(node, fmt)
-    except KnobError:
-        return b.declare(node, None)
+    if fmt is not None and (len(fmt.scale) != 1 or (fmt.bits > 8 and not fmt.signed)):
+        fmt = None
+    b.finish(node, b.declare(node, fmt))
+    if b.integers and fmt is None:
+        fused = b.fused(node)
+        b.unknown.update({node.name} | ({fused.name} if fused else set()))
 
 
 def _refuse_whole(graph: Graph) -> Iterator[str]:
@@ -103,16 +111,15 @@ def _refuse_whole(graph: Graph) -> Iterator[str]:
             yield f"the model has {len(names)} {word}s ({', '.join(names)}); wrap it so that it has one"
 
 
-def _refuse_node(node: Node, b: Builder) -> Iterator[str]:
+def _refuse_node(node: Node, graph: Graph, integers: bool) -> Iterator[str]:
     """Yield what is wrong with a node, before it is lowered."""
-    graph = b.graph
     if len(node.shape) > 3:
         yield f"its output has shape {node.shape}; at most (C, H, W) is supported"
     if 0 in node.shape:
         yield f"its output has shape {node.shape}, without elements"
     if node.dtype not in ("float32", "int64") or (node.dtype == "int64" and node.op != "argmax"):
         yield f"it gives {node.dtype}; float32 is supported"
-    if b.integers:
+    if integers:
         yield from _refuse_format(node, graph)
     for key, value in node.constants.items():
         bad = int(np.count_nonzero(~np.isfinite(value))) if np.asarray(value).dtype.kind == "f" else 0

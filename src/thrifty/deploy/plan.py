@@ -16,10 +16,10 @@ SEED = 0
 
 @dataclass
 class _Block:
-    """Buffers that share one offset, one after the other or as the same elements; or the scratch of one call."""
+    """Buffers that share one offset, one after the other; or the scratch memory of one call."""
 
     members: list[str]
-    bytes_at: dict[int, int] = field(default_factory=dict)  # call index -> bytes, rounded up; only while alive
+    bytes_at: dict[int, int] = field(default_factory=dict)  # call -> bytes, rounded up, while alive
 
     @property
     def last(self) -> int:
@@ -43,17 +43,17 @@ class _Block:
 def plan(program: Program, scratch: Mapping[str, int] | None = None) -> Plan:
     """Return a place for every buffer, and for the scratch memory of the calls that need some.
 
-    scratch: bytes by name of call. The output of an operator takes the place of an input where the operator allows
-    it (`Operator.in_place`) and the input is not read later; a copy shares the place of its input. Blocks are placed
-    lowest-fit in several orders, then the best order is varied at random (fixed seed) until the bound is met.
-    The input is alive from the first call, the output to the last: the run destroys the input.
+    scratch: bytes by name of call. The output of an operator takes the place of an input where the operator
+    allows it (`Operator.in_place`) and the input is not read later. Blocks are placed lowest-fit in several
+    orders, then the best is varied at random (fixed seed) until the bound is met. The input is alive from the
+    first call, the output to the last; a run destroys the input.
 
     >>> from thrifty.deploy.program import Buffer, Call
     >>> b = {n: Buffer(n, (1, 1, 10), "int8") for n in "xyz"}
     >>> calls = (Call("conv", "c", ("x",), "y"), Call("clamp", "r", ("y",), "z"))
     >>> p = plan(Program("p", b, calls, "x", "z"))
     >>> p.arena_bytes, p.bound_bytes, dict(p.offsets)
-    (32, 32, {'x': 0, 'y': 16, 'z': 16})
+    (32, 32, {'x': 16, 'y': 0, 'z': 0})
     """
     needed = {name: size for name, size in (scratch or {}).items() if size > 0}
     lives = _lives(program, needed)
@@ -89,7 +89,7 @@ def _lives(program: Program, scratch: Mapping[str, int]) -> dict[str, tuple[int,
 def _blocks(
     program: Program, lives: Mapping[str, tuple[int, int]], sizes: Mapping[str, int], share: bool
 ) -> list[_Block]:
-    """Return the blocks; with share, outputs take the place of inputs. Copies always share that of their input."""
+    """Return the blocks; with share, outputs take the place of dying inputs; without it, only copies do."""
     block_of: dict[str, _Block] = {}
 
     def new(name: str) -> None:
@@ -102,7 +102,7 @@ def _blocks(
             source = program.buffers[call.inputs[k]]
             wide = ITEM_BYTES[source.dtype] == ITEM_BYTES[program.buffers[call.output].dtype]
             block = block_of[source.name]
-            if wide and (call.op == "copy" or block.last <= i):
+            if wide and block.last <= i:
                 block.add(call.output, lives[call.output], sizes[call.output])
                 block_of[call.output] = block
                 break
@@ -163,11 +163,12 @@ def _rooms(blocks: Sequence[_Block]) -> list[dict[int, int]]:
 def _place(
     order: Sequence[int], rooms: Sequence[Mapping[int, int]], blocks: Sequence[_Block]
 ) -> tuple[int, dict[int, int]]:
-    """Return (arena bytes, offset by block) when each block, in this order, goes to the lowest place free for it."""
+    """Return (arena bytes, offset by block) when each block in turn goes to the lowest place free for it."""
     offsets: dict[int, int] = {}
     arena = 0
     for i in order:
-        others = [(offsets[j], offsets[j] + rooms[j][i], room) for j, room in rooms[i].items() if j in offsets]
+        placed = [(j, room) for j, room in rooms[i].items() if j in offsets]
+        others = [(offsets[j], offsets[j] + rooms[j][i], room) for j, room in placed]
         # `others`: where each other begins, where this one may begin above it, what this one needs below it
         for place in sorted({0, *(end for _, end, _ in others)}):
             if all(place >= end or place + room <= start for start, end, room in others):

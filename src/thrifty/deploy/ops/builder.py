@@ -41,6 +41,7 @@ class Builder:
         self.buffers: dict[str, Buffer] = {}
         self.calls: list[Call] = []
         self.refusals: list[str] = []
+        self.unknown: set[str] = set()  # refused nodes whose format is not known
         self._shared: dict[tuple[str, tuple[int, ...], bytes], Array] = {}
         self._taken = {n.name for n in graph}
 
