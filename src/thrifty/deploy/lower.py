@@ -10,7 +10,7 @@ import numpy as np
 from thrifty import integer
 from thrifty.arith import Format
 from thrifty.deploy.ops import LOWERED_BY
-from thrifty.deploy.ops.builder import Builder, Value
+from thrifty.deploy.ops.builder import Builder, Value, where
 from thrifty.deploy.program import Program
 from thrifty.errors import KnobError, UnsupportedModel, close_to
 from thrifty.graph import FORMAT_KEEPING, Graph, Node
@@ -19,8 +19,8 @@ from thrifty.graph import FORMAT_KEEPING, Graph, Node
 def lower(graph: Graph, name: str = "model") -> Program:
     """Return the program of a graph: float32 when no node has a format, else integers.
 
-    In float32, batch norms behind a conv or linear layer fold into it. Weights become channels-last, activations
-    vanish into their producers. It is proven here that no sum of an integer program can leave int32.
+    In float32, batch norms fold into the conv or linear layer before them. Weights become channels-last, and
+    activations part of their producers. It is proven here that no sum of an integer program can leave int32.
     Raises UnsupportedModel with one sentence for each thing that cannot be lowered.
 
     >>> from thrifty.graph import Node
@@ -94,7 +94,7 @@ def _input(node: Node, b: Builder) -> Value:
 
 
 def _stand_in(node: Node, b: Builder) -> None:
-    """Finish a refused node with a value of its shape and format, so that those behind it are examined too."""
+    """Finish a refused node with a value of its shape and format: those behind it are examined too."""
     fmt = integer.output_format(b.graph, node.name) if b.integers else None
     if fmt is not None and (len(fmt.scale) != 1 or (fmt.bits > 8 and not fmt.signed)):
         fmt = None
