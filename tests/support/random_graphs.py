@@ -226,7 +226,7 @@ def without_dead_ends(graph: Graph) -> Graph:
 
 
 def example_inputs(program, n: int, seed: int) -> np.ndarray:
-    """Return integers (n, H, W, C) over the whole range of the program's input, with the extremes among them."""
+    """Return integers (n, H, W, C) over the whole range of the input's type, with the extremes among them."""
     buffer = program.buffers[program.input]
     rng = np.random.default_rng(seed)
     if buffer.dtype == "float32":

@@ -17,15 +17,16 @@ def outputs(graph: Graph, stored: np.ndarray) -> np.ndarray:
     for node in graph:
         if node.op == "input":
             fmt = node.format
-            x = torch.from_numpy(np.asarray(stored)).to(torch.float64) * (fmt.scale[0] if fmt else 1.0)
+            x = torch.from_numpy(np.asarray(stored)).to(torch.float64)
+            x = x.clamp(fmt.low, fmt.high) * fmt.scale[0] if fmt else x
             values[node.name] = from_buffer(x, node.shape)
             continue
         value = OPERATORS[node.op](node, *(values[name] for name in node.inputs))
-        if node.name in points and node.format:
+        if node.format and (node.name in points or node.op == "identity"):
             value = rounded(node, value, graph)
         values[node.name] = value
     last = graph[graph.outputs[0]]
-    fmt = integer.output_format(graph, last.name)
+    fmt = integer.output_format(graph, last.name) if graph[graph.inputs[0]].format else None
     result = to_buffer(values[last.name], last.shape)
     return result.numpy() if fmt is None else torch.round(result / fmt.scale[0]).to(torch.int64).numpy()
 
@@ -37,13 +38,24 @@ def rounded(node: Node, value: torch.Tensor, graph: Graph) -> torch.Tensor:
     return torch.floor(value / fmt.scale[0] + half).clamp(fmt.low, fmt.high) * fmt.scale[0]
 
 
-def allowed_units(graph: Graph) -> int:
-    """The stated error of one operator: one unit, but for sums with 15-bit ratios of 16-bit numbers and batch norms."""
-    wide = any(n.format and n.format.bits > 8 for n in graph)
-    ops = {n.op for n in graph}
-    if "batchnorm" in ops:
-        return 4 if not wide else 40
-    return 4 if wide and ops & {"add", "concat"} else 1
+def allowed_units(graph: Graph) -> float:
+    """The stated error: one unit; a sum adds what its 15-bit ratios leave of its inputs; batch norms have rounded factors."""
+    if any(n.op == "batchnorm" for n in graph):
+        return 40 if any(n.format and n.format.bits > 8 for n in graph) else 4
+    return 1 + max((_ratio_error(graph, n) for n in graph), default=0.0)
+
+
+def _ratio_error(graph: Graph, node: Node) -> float:
+    fmt = node.format
+    if node.op == "add" or node.op == "concat" or (node.op == "identity" and fmt):
+        point = graph.fused_into(node.name) or node.name
+        fmt = graph[point].format
+        inputs = [integer.output_format(graph, name) for name in node.inputs]
+        bits = max(f.bits for f in inputs)
+        _, shift = integer.add_constants([f.scale[0] for f in inputs], fmt.scale[0], 8 if bits <= 8 else 16)
+        reach = [max(-f.low, f.high) * 0.5 * 2.0**-shift for f in inputs]
+        return sum(reach) if node.op == "add" else max(reach)
+    return 0.0
 
 
 def from_buffer(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
