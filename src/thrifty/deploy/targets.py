@@ -54,5 +54,5 @@ def target(name: str | Target) -> Target:
 def _from_table(name: str, tables: dict[str, dict[str, Any]]) -> Target:
     core = tables[name].get("core", name)
     merged = {**tables[core], **tables[name], "core": core}
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in merged.items()}
+    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in merged.items()}
     return Target(name=name, **values)

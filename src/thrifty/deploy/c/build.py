@@ -14,16 +14,19 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from thrifty.deploy.c.emit import Manifest
+from thrifty.deploy.c.manifest import Manifest
 from thrifty.deploy.targets import Target
 from thrifty.deploy.targets import target as find_target
 from thrifty.errors import KnobError, MissingExtra, ToolError, need
 
 WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")
 EXACT = ("-ffp-contract=off",)  # a fused multiply-add rounds once where the program rounds twice
+BARE = ("-ffreestanding", "-ffunction-sections", "-fdata-sections", "-fomit-frame-pointer",
+        "-fno-asynchronous-unwind-tables", "-fno-unwind-tables")  # fmt: skip
 COMPILERS = ("auto", "gcc", "zig")
 OPTIMISATIONS = ("-O0", "-O1", "-O2", "-O3", "-Os")
 TOOL_SECONDS = 600
+SHF_ALLOC = 2  # ELF: the section is in the memory of the target
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ class Image:
 def build(folder: str | Path, target: str | Target, opt: str = "-O3", compiler: str = "auto") -> Image:
     """Compile and link the emitted model in `folder` for a Cortex-M target, into folder/build/.
 
-    compiler: "gcc" (arm-none-eabi-gcc), "zig" (zig cc of the ziglang package) or "auto": gcc where it is installed.
-    Raises ToolError with the compiler's own first lines, MissingExtra when there is no compiler, KnobError for options
-    outside their range and for the host, which run_host serves.
+    compiler: "gcc" (arm-none-eabi-gcc), "zig" (zig cc, from PyPI) or "auto": gcc where it is installed.
+    Raises ToolError with the compiler's own first lines, MissingExtra when there is no compiler,
+    KnobError for options outside their range and for the host, which run_host serves.
     """
     folder, chosen = Path(folder), find_target(target)
     if chosen.core == "host":
@@ -89,12 +92,13 @@ class CrossCompiler:
         gcc = shutil.which("arm-none-eabi-gcc")
         if name == "gcc" or (name == "auto" and gcc):
             if not gcc:
-                raise MissingExtra("'arm-none-eabi-gcc' is not installed; install it, or use compiler='zig' (a Python package)")
+                raise MissingExtra("'arm-none-eabi-gcc' is not installed; install it, or use compiler='zig'")
             flags = (*target.gcc_flags, "-fno-ipa-icf")
             return CrossCompiler("gcc", (gcc,), flags, ("-nostdlib", "-lgcc"))
         if importlib.util.find_spec("ziglang") is None:
             need("ziglang", extra="deploy")
-        return CrossCompiler("zig", (sys.executable, "-m", "ziglang", "cc"), (*target.zig_flags, "-fno-sanitize=all"))
+        program = (sys.executable, "-m", "ziglang", "cc")
+        return CrossCompiler("zig", program, (*target.zig_flags, "-fno-sanitize=all"))
 
     @property
     def version(self) -> str:
@@ -103,50 +107,76 @@ class CrossCompiler:
 
     def compile(self, source: Path, output: Path, flags: Sequence[str] = ()) -> str:
         """Compile one file and return the command."""
-        command = [*self.program, *self.flags, *WARNINGS, *EXACT, "-ffreestanding", "-ffunction-sections",
-                   "-fdata-sections", "-fomit-frame-pointer", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables", *flags, "-c", str(source), "-o", str(output)]  # fmt: skip
+        command = [
+            *self.program,
+            *self.flags,
+            *WARNINGS,
+            *EXACT,
+            *BARE,
+            *flags,
+            "-c",
+            str(source),
+            "-o",
+            str(output),
+        ]
         run_tool(command)
         return " ".join(command)
 
     def link(
-        self, output: Path, objects: Sequence[Path], sources: Sequence[Path], script: str, defines: Sequence[str] = ()
+        self,
+        output: Path,
+        objects: Sequence[Path],
+        sources: Sequence[Path],
+        script: str,
+        flags: Sequence[str] = (),
     ) -> Path:
-        """Compile start-up `sources`, link them with `objects` by a linker script of runtime/, and return the image."""
+        """Compile start-up `sources`, link them with `objects` by a script of runtime/; return the image."""
         with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
             extra = []
             for source in [*sources, runtime("memory.c")]:
                 extra.append(Path(scratch) / f"{source.stem}.o")
-                no_calls_to_itself = ("-fno-builtin",) + (("-fno-tree-loop-distribute-patterns",) if self.name == "gcc" else ())
-                self.compile(source, extra[-1], ("-O2", *defines, *no_calls_to_itself))
+                self.compile(source, extra[-1], ("-O2", *self.no_loops_to_calls, *flags))
             fresh = Path(scratch) / output.name
-            run_tool([*self.program, *self.flags, "-T", str(runtime(script)), "-Wl,--gc-sections",
-                      *map(str, [*objects, *extra]), *self.libraries, "-o", str(fresh)])  # fmt: skip
+            command = [*self.program, *self.flags, "-T", str(runtime(script)), "-Wl,--gc-sections"]
+            run_tool([*command, *map(str, [*objects, *extra]), *self.libraries, "-o", str(fresh)])
             os.replace(fresh, output)
         return output
+
+    @property
+    def no_loops_to_calls(self) -> tuple[str, ...]:
+        """Options without which a loop in memcpy could become a call of memcpy."""
+        return ("-fno-builtin", *(("-fno-tree-loop-distribute-patterns",) if self.name == "gcc" else ()))
 
 
 def defines(folder: Path, manifest: Manifest) -> tuple[str, ...]:
     """Return the options that tell the files of runtime/ about the emitted model in `folder`."""
     name = manifest.name
-    return (
-        f"-I{folder}", f'-DMODEL_HEADER="{name}.h"', f"-DRUN={name}_run", f"-DINPUT={name}_input", f"-DOUTPUT={name}_output",
-        f"-DINPUT_BYTES={manifest.input.size_bytes}", f"-DOUTPUT_BYTES={manifest.output.size_bytes}",
-    )  # fmt: skip
+    names = {"RUN": f"{name}_run", "INPUT": f"{name}_input", "OUTPUT": f"{name}_output"}
+    sizes = {"INPUT_BYTES": manifest.input.size_bytes, "OUTPUT_BYTES": manifest.output.size_bytes}
+    values = {"MODEL_HEADER": f'"{name}.h"', **names, **sizes}
+    return (f"-I{folder}", *(f"-D{key}={value}" for key, value in values.items()))
 
 
 def section_bytes(elf: Path) -> dict[str, int]:
     """Return the bytes of every section of an image that takes flash or RAM, in the order of the file."""
     elffile = need("elftools.elf.elffile", extra="deploy")
     with elf.open("rb") as stream:
-        sections = elffile.ELFFile(stream).iter_sections()
-        return {s.name: int(s["sh_size"]) for s in sections if s["sh_flags"] & 2 and s["sh_size"]}  # 2: SHF_ALLOC
+        sections = [s for s in elffile.ELFFile(stream).iter_sections() if s["sh_flags"] & SHF_ALLOC]
+        return {s.name: int(s["sh_size"]) for s in sections if s["sh_size"]}
 
 
 def run_tool(command: Sequence[str], data: bytes | None = None, cwd: Path | None = None) -> bytes:
     """Run a compiler or an emulator and return its standard output. Raises ToolError with its first lines."""
     try:
-        done = subprocess.run(command, input=data, capture_output=True, timeout=TOOL_SECONDS, check=False, cwd=cwd,
-                              env=tool_environment())  # fmt: skip
+        done = subprocess.run(
+            command,
+            input=data,
+            capture_output=True,
+            timeout=TOOL_SECONDS,
+            check=False,
+            cwd=cwd,
+            env=tool_environment(),
+        )
     except subprocess.TimeoutExpired as err:
         raise ToolError(f"no answer in {TOOL_SECONDS} s from: {' '.join(command)}") from err
     except OSError as err:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thrifty.deploy.c.text import CTYPES, c_array, c_number, itemsize
+from thrifty.deploy.c.text import CTYPES, c_array, c_float, c_number, itemsize
+from thrifty.deploy.program import Buffer, Call
 
 Array = npt.NDArray[Any]
 
-SUFFIX = {"int8": "s8", "uint8": "u8", "int16": "s16", "int32": "s32", "float32": "f32"}  # in names of kernels
+SUFFIXES = {"int8": "s8", "uint8": "u8", "int16": "s16", "int32": "s32", "float32": "f32"}
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,13 @@ class CStruct:
 
     def define(self, name: str) -> str:
         """Return the C definition."""
-        fields = ",\n".join(f"    .{key} = {c_number(value, 'int32_t')}" for key, value in self.fields.items())
+        fields = ",\n".join(f"    .{key} = {c_number(v, 'int32_t')}" for key, v in self.fields.items())
         return f"static const {self.ctype} {name} = {{\n{fields}\n}};"
 
 
 @dataclass(frozen=True)
 class CText:
-    """Constants whose C text something else writes; the text may define more names that start with the given one."""
+    """Constants whose C text something else writes, perhaps with more names that start with the given one."""
 
     write: Callable[[str], str]  # name -> definitions
     size_bytes: int  # bytes in flash
@@ -70,12 +72,16 @@ class CText:
         return self.write(name)
 
 
+Constant = CArray | CStruct | CText
+
+
 @dataclass(frozen=True)
 class CCall:
     """How one call looks in C.
 
-    `text` holds the statements of the layer's function, with placeholders: $x (first input), $x0, $x1, ... (inputs),
-    $y (output), $scratch, and $key for each constant. They become C identifiers; buffers and arrays are pointers.
+    `text` holds the statements of the layer's function, with placeholders: $x (first input), $x0, $x1, ...
+    (inputs), $y (output), $scratch, and $key for each constant. They become C identifiers; buffers and arrays
+    are pointers.
 
     >>> CCall("thrifty_clamp_s8($x, $y, 10, 0, 127);", headers=("clamp.h",)).scratch_bytes
     0
@@ -83,11 +89,38 @@ class CCall:
 
     text: str
     headers: tuple[str, ...]  # files of deploy/c/kernels that declare what the text calls
-    constants: Mapping[str, CArray | CStruct | CText] | None = None  # $key -> definition
+    constants: Mapping[str, Constant] | None = None  # $key -> definition
     scratch_bytes: int = 0  # memory that $scratch points to, 8-byte aligned
     note: str = ""  # a remark for the comment of the layer
+    free_in_place: bool = False  # nothing is to be done when the output has the memory of the first input
 
     @property
     def constant_bytes(self) -> int:
         """Bytes of all constants in flash."""
         return sum(k.size_bytes for k in (self.constants or {}).values())
+
+
+def suffix(*buffers: Buffer) -> str:
+    """Return the end of the name of a kernel for buffers of these types.
+
+    >>> suffix(Buffer("a", (1, 1, 4), "int8"), Buffer("b", (1, 1, 4), "uint8"))
+    's8_u8'
+    """
+    return "_".join(SUFFIXES[b.dtype] for b in buffers)
+
+
+def limits(call: Call, dtype: str) -> str:
+    """Return the arguments "low, high" of a call whose output has this type.
+
+    >>> limits(Call("clamp", "c", ("x",), "y", {"low": 0.0, "high": float("inf")}), "float32")
+    '0.0f, THRIFTY_INFINITY'
+    """
+    return ", ".join(_limit(call.attrs[key], dtype) for key in ("low", "high"))
+
+
+def _limit(value: float, dtype: str) -> str:
+    if dtype != "float32":
+        return str(int(value))
+    return (
+        c_float(value) if math.isfinite(value) else "THRIFTY_INFINITY" if value > 0 else "-THRIFTY_INFINITY"
+    )

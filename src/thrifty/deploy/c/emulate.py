@@ -1,6 +1,6 @@
 """Run an image on an emulated Cortex-M core inside this process: outputs, executed instructions, stack.
 
-Only block hooks are used: Unicorn's memory hooks disturb the flags of conditional (IT) blocks and give wrong results.
+Only block hooks are used: Unicorn's memory hooks disturb conditional (IT) blocks and give wrong results.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thrifty.deploy.c.build import Image
-from thrifty.deploy.c.emit import as_batch
+from thrifty.deploy.c.manifest import as_batch
 from thrifty.errors import ToolError, need
 
 Array = npt.NDArray[Any]
@@ -32,7 +32,9 @@ class Emulation:
     outputs: Array  # (n, H, W, C), the type of the output buffer
     stack_bytes: int  # measured: high-water mark
     ram_bytes: int  # measured: .data, .bss and the stack
-    instructions: int | None = None  # measured: executed instructions of one run; None when they were not counted
+    instructions: int | None = (
+        None  # measured: executed instructions of one run; None when they were not counted
+    )
     per_layer: Mapping[str, int] = field(default_factory=dict)  # name of the call -> its instructions
     instructions_each: tuple[int, ...] = ()  # of every input
 
@@ -40,9 +42,10 @@ class Emulation:
 def emulate(image: Image, inputs: npt.ArrayLike, count: bool = True) -> Emulation:
     """Run the image on each input and return outputs and costs.
 
-    inputs: (n, H, W, C) or (H, W, C), integers (reals for a float32 program) that fit the type of the input buffer;
+    inputs: (n, H, W, C) or (H, W, C), integers (reals for a float32 program) that fit the input's type;
     count: whether to count instructions; without, a run takes a tenth of the time.
-    Raises MissingExtra without unicorn, DataError on inputs of another shape or range, ToolError when the core faults.
+    Raises MissingExtra without unicorn, DataError on inputs of another shape or range, ToolError when the core
+    faults.
     """
     batch = as_batch(image.manifest, inputs)
     core = _Core(image)
@@ -55,14 +58,13 @@ def emulate(image: Image, inputs: npt.ArrayLike, count: bool = True) -> Emulatio
             totals.append(sum(layers.values()))
             if totals[-1] == max(totals):
                 best = layers
-    names = {function: name for function, name, _ in image.manifest.layers}
     stack = core.stack_bytes()
     return Emulation(
         np.stack(outputs),
         stack,
         image.data_bytes + stack,
         max(totals) if totals else None,
-        {names[f]: n for f, n in best.items() if f in names},
+        {layer.name: best.get(layer.function, 0) for layer in image.manifest.layers} if best else {},
         tuple(totals),
     )
 
@@ -112,7 +114,9 @@ class _Core:
         except self.unicorn.UcError as err:
             raise ToolError(f"the emulated {self.image.target.core} stopped {self._where()}: {err}") from err
         if self.uc.reg_read(self.arm.UC_ARM_REG_PC) & ~1 != STOP:
-            raise ToolError(f"the emulated {self.image.target.core} did not finish in {SECONDS} s; it was {self._where()}")
+            raise ToolError(
+                f"the emulated {self.image.target.core} did not finish in {SECONDS} s; it was {self._where()}"
+            )
         data = bytes(self.uc.mem_read(self.output, port.size_bytes))
         return np.frombuffer(data, dtype=port.dtype).reshape(port.shape)
 
@@ -136,7 +140,7 @@ class _Counter:
     def __init__(self, core: _Core) -> None:
         self.core = core
         run = f"{core.image.manifest.name}_run"
-        names = [run, *(function for function, _, _ in core.image.manifest.layers)]
+        names = [run, *(layer.function for layer in core.image.manifest.layers if layer.function)]
         self.blocks: dict[str, dict[tuple[int, int], int]] = {name: {} for name in names}
         self.entries = {core.functions[name]: self.blocks[name] for name in names}
         self.lengths: dict[tuple[int, int], int] = {}

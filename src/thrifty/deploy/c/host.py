@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from thrifty.deploy.c.build import EXACT, WARNINGS, cache_folder, defines, run_tool, runtime, tool_version
-from thrifty.deploy.c.emit import Manifest, as_batch, render, write_files
+from thrifty.deploy.c.emit import render, write_files
+from thrifty.deploy.c.manifest import Manifest, as_batch
 from thrifty.deploy.program import Program
 from thrifty.deploy.targets import target
 from thrifty.errors import MissingExtra
@@ -30,14 +31,19 @@ _running = threading.Lock()  # the arena of a model is static
 
 
 def run_host(
-    program: Program, inputs: npt.ArrayLike, compiler: str = "cc", flags: Sequence[str] = FAST, sanitize: bool = False
+    program: Program,
+    inputs: npt.ArrayLike,
+    compiler: str = "cc",
+    flags: Sequence[str] = FAST,
+    sanitize: bool = False,
 ) -> Array:
     """Return what the emitted C computes on this computer for a batch: exactly what the program computes.
 
-    inputs: (n, H, W, C) or (H, W, C) integers (reals for a float32 program). Returns (n, H, W, C) of the output's type.
+    inputs: (n, H, W, C) or (H, W, C) integers (reals for a float32 program). Returns (n, H, W, C) of the output's
+    type.
     The compiled library is kept in the cache folder under a hash of the C, the compiler and the flags.
     sanitize: run a separate process under the address and undefined-behaviour sanitizers instead.
-    Raises MissingExtra without a C compiler, ToolError when it (or a sanitizer) complains, DataError on bad inputs.
+    Raises MissingExtra without a C compiler, ToolError when it or a sanitizer complains, DataError on bad inputs.
     """
     cc = shutil.which(compiler)
     if cc is None:
@@ -48,7 +54,9 @@ def run_host(
     batch = as_batch(manifest, inputs)
     out = np.empty((len(batch), *manifest.output.shape), manifest.output.dtype)
     if sanitize:
-        return np.frombuffer(run_tool([str(place / "model.bin")], batch.tobytes()), out.dtype).reshape(out.shape)
+        return np.frombuffer(run_tool([str(place / "model.bin")], batch.tobytes()), out.dtype).reshape(
+            out.shape
+        )
     with _running:
         _library(str(place / "model.bin")).run_batch(batch.ctypes.data, out.ctypes.data, len(batch))
     return out
@@ -57,16 +65,19 @@ def run_host(
 def _compiled(program: Program, cc: str, flags: tuple[str, ...]) -> Path:
     """Return the folder of the emitted C with model.bin, compiled now or earlier."""
     files = render(program, None, target("host"))
-    recipe = "\0".join([tool_version((cc, "--version")), cc, *flags, runtime("host.c").read_text(), *files.values()])
+    recipe = "\0".join(
+        [tool_version((cc, "--version")), cc, *flags, runtime("host.c").read_text(), *files.values()]
+    )
     place = cache_folder() / "host" / hashlib.sha256(recipe.encode()).hexdigest()[:24]
     if not (place / "model.bin").exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
             fresh = Path(scratch) / "c"
             write_files(fresh, files)
-            name = Manifest.read(fresh).name
-            run_tool([cc, *WARNINGS, *EXACT, *flags, *defines(fresh, Manifest.read(fresh)), str(fresh / f"{name}.c"),
-                      str(runtime("host.c")), "-o", str(fresh / "model.bin")])  # fmt: skip
+            manifest = Manifest.read(fresh)
+            sources = [str(fresh / f"{manifest.name}.c"), str(runtime("host.c"))]
+            command = [cc, *WARNINGS, *EXACT, *flags, *defines(fresh, manifest)]
+            run_tool([*command, *sources, "-o", str(fresh / "model.bin")])
             if not place.exists():
                 _claim(fresh, place)
     return place

@@ -12,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from thrifty.deploy.c.build import CrossCompiler, Image, defines, run_tool, runtime
-from thrifty.deploy.c.emit import as_batch
+from thrifty.deploy.c.manifest import as_batch
 from thrifty.errors import MissingExtra, ToolError
 
 Array = npt.NDArray[Any]
 
 QEMU = "qemu-system-arm"
+OPTIONS = ("-nographic", "-monitor", "none", "-serial", "none")
+OPTIONS += ("-semihosting-config", "enable=on,target=native")
 SHIFT = 6  # an instruction takes 2^6 ns of virtual time
 TICK_NS = 40  # of the counter of the MPS2 boards
 
@@ -32,11 +34,13 @@ class Witness:
     machine: str
     version: str
 
-    tolerance = 8  # a tick is 0.6 instructions; the call itself and the two readings of the counter are included
+    tolerance = (
+        8  # a tick is 0.6 instructions; the call itself and the two readings of the counter are included
+    )
 
 
 def qemu(image: Image, inputs: npt.ArrayLike) -> Witness:
-    """Run the model of `image`, linked with another start-up code, on a QEMU board. Inputs and raises as `emulate`.
+    """Run the model of `image`, linked with another start-up code, on a QEMU board. Inputs as for `emulate`.
 
     Raises MissingExtra when qemu-system-arm is not installed.
     """
@@ -47,11 +51,12 @@ def qemu(image: Image, inputs: npt.ArrayLike) -> Witness:
     tool = CrossCompiler.find(image.compiler, image.target)
     machine = image.target.qemu or ""
     with tempfile.TemporaryDirectory() as folder:
-        elf = tool.link(Path(folder) / "model.elf", [image.objects], [runtime("start.c"), runtime("mps2.c")], "mps2.ld",
-                        ("-DSEMIHOSTING", *defines(image.folder, image.manifest)))  # fmt: skip
+        sources = [runtime("start.c"), runtime("mps2.c")]
+        flags = ("-DSEMIHOSTING", *defines(image.folder, image.manifest))
+        elf = tool.link(Path(folder) / "model.elf", [image.objects], sources, "mps2.ld", flags)
         (Path(folder) / "inputs").write_bytes(batch.tobytes())
-        run_tool([program, "-M", machine, "-nographic", "-monitor", "none", "-serial", "none", "-icount", f"shift={SHIFT}",
-                  "-semihosting-config", "enable=on,target=native", "-kernel", str(elf)], cwd=Path(folder))  # fmt: skip
+        command = [program, "-M", machine, *OPTIONS, "-icount", f"shift={SHIFT}", "-kernel", str(elf)]
+        run_tool(command, cwd=Path(folder))
         data = (Path(folder) / "outputs").read_bytes()
     if len(data) != len(batch) * (port.size_bytes + 4):
         raise ToolError(f"QEMU's {machine} wrote {len(data)} bytes for {len(batch)} inputs; it should be "

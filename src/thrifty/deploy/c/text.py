@@ -15,21 +15,29 @@ Array = npt.NDArray[Any]
 
 WIDTH = 110
 
-KEYWORDS = frozenset(
-    """
-    auto break case char const continue default do double else enum extern float for goto if inline int long register
-    restrict return short signed sizeof static struct switch typedef union unsigned void volatile while
-    alignas alignof and and_eq asm bitand bitor bool catch class compl concept const_cast constexpr decltype delete
-    dynamic_cast explicit export false friend mutable namespace new noexcept not not_eq nullptr operator or or_eq
-    private protected public reinterpret_cast requires static_assert static_cast template this thread_local throw
-    true try typeid typename typeof using virtual wchar_t xor xor_eq main errno NULL
-    int8_t uint8_t int16_t uint16_t int32_t uint32_t int64_t uint64_t intptr_t uintptr_t size_t ptrdiff_t
-    linux unix i386 arm
-    """.split()
-)  # C99, what C++ would refuse in a header, the types we use, and what GNU compilers predefine as macros
+# C99, what C++ would refuse in a header, the types that we use, and what compilers predefine as macros.
+RESERVED = """
+    auto break case char const continue default do double else enum extern float for goto if inline
+    int long register restrict return short signed sizeof static struct switch typedef union
+    unsigned void volatile while alignas alignof and and_eq asm bitand bitor bool catch class compl
+    concept const_cast constexpr decltype delete dynamic_cast explicit export false friend mutable
+    namespace new noexcept not not_eq nullptr operator or or_eq private protected public
+    reinterpret_cast requires static_assert static_cast template this thread_local throw true try
+    typeid typename typeof using virtual wchar_t xor xor_eq main errno NULL EOF intptr_t uintptr_t
+    intmax_t uintmax_t size_t ptrdiff_t offsetof linux unix i386 arm
+"""
+KEYWORDS = frozenset(RESERVED.split())
+STDINT = re.compile(r"u?int(_fast|_least)?\d+_t|[A-Z_0-9]+_(MIN|MAX|C|WIDTH)")
 
-CTYPES = {"int8": "int8_t", "uint8": "uint8_t", "int16": "int16_t", "uint16": "uint16_t", "int32": "int32_t",
-          "uint32": "uint32_t", "float32": "float"}  # fmt: skip
+CTYPES = {
+    "int8": "int8_t",
+    "uint8": "uint8_t",
+    "int16": "int16_t",
+    "uint16": "uint16_t",
+    "int32": "int32_t",
+    "uint32": "uint32_t",
+    "float32": "float",
+}
 
 
 def c_name(name: str) -> str:
@@ -41,7 +49,7 @@ def c_name(name: str) -> str:
     clean = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
     if not clean or clean[0].isdigit():
         clean = "m" + clean
-    return clean + "_" if clean in KEYWORDS else clean
+    return clean + "_" if clean in KEYWORDS or STDINT.fullmatch(clean) else clean
 
 
 def c_names(wanted: Iterable[str], taken: Collection[str] = ()) -> list[str]:
@@ -62,7 +70,7 @@ def c_names(wanted: Iterable[str], taken: Collection[str] = ()) -> list[str]:
 
 
 def c_float(value: float) -> str:
-    """Return the shortest decimal literal that reads back to the same float32. Raises DataError when not finite.
+    """Return the shortest decimal that reads back to the same float32. Raises DataError when not finite.
 
     >>> c_float(0.1), c_float(3e-7), c_float(2.0), c_float(-0.0), c_float(1e20)
     ('0.1f', '3e-07f', '2.0f', '-0.0f', '1e+20f')
@@ -95,12 +103,14 @@ def c_values(values: Array, ctype: str) -> str:
     if ctype == "float":
         bad = np.flatnonzero(~np.isfinite(flat))
         if bad.size:
-            raise DataError(f"a constant has {bad.size} non-finite value(s), the first at {int(bad[0])}: {flat[bad[0]]}")
+            raise DataError(f"a constant has {bad.size} non-finite value(s), the first is {flat[bad[0]]}")
     return _wrap([c_number(v, ctype) for v in flat.tolist()])
 
 
 def _wrap(words: list[str]) -> str:
-    lines, line, width = [], [], 4
+    lines: list[str] = []
+    line: list[str] = []
+    width = 4
     for word in words:
         if line and width + len(word) + 1 > WIDTH:
             lines.append("    " + " ".join(line))

@@ -107,11 +107,12 @@ class Example:
         space = self.shape(x)[1:]
         if self.rng.random() < 0.3:
             none = tuple((0, 0) for _ in space)
-            window = {"kernel": space, "stride": space, "padding": none, "out": (1,) * len(space)}
+            ones = (1,) * len(space)
+            window: dict[str, Any] = {"kernel": space, "stride": space, "padding": none, "out": ones}
         else:
             window = self._window(space, [int(self.rng.integers(1, 4)) for _ in space], equal=True)
         attrs: dict[str, Any] = {k: window[k] for k in ("kernel", "stride", "padding")} | {"ceil": False}
-        out: tuple[int, ...] = window["out"]
+        out = tuple(window["out"])
         if op == "avgpool":
             attrs |= {"count_include_pad": True, "rounding": self.rounding}
         elif self.rng.random() < 0.4:
@@ -119,7 +120,7 @@ class Example:
             larger = tuple(_ceil_size(*v) for v in sizes)
             attrs["ceil"], out = larger != out, larger
         own = self._format() if op == "avgpool" else None
-        return self._add(op, (x,), attrs, (self.shape(x)[0], *tuple(out)), format=own)
+        return self._add(op, (x,), attrs, (self.shape(x)[0], *out), format=own)
 
     def permute(self, x: str) -> str:
         """Append a random order of the axes."""

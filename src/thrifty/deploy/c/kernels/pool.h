@@ -4,7 +4,7 @@
  *     avgpool   y = clamp(requantise(sum), low, high), where the sum of a window is
  *               multiplied: ((sum << pre_shift) * multiplier + 2^31) >> 32,   or, when multiplier is 0,
  *               shifted:    (sum + half) >> shift, half = 2^(shift - 1) or 0; a negative shift multiplies
- *     float     y = clamp(max, ...), y = clamp(sum * factor, ...), summed in the order of the window's rows
+ *     float     y = clamp(max, low, high), y = clamp(sum / count, low, high), summed row by row
  *
  * thrifty_maxpool_<type>, s8, u8, s16, f32; thrifty_avgpool_<x>_<y>, each of s8, u8, s16; thrifty_avgpool_f32. */
 #ifndef THRIFTY_POOL_H
@@ -176,7 +176,7 @@ THRIFTY_AVGPOOL_TO_ALL(u8, THRIFTY_AVGPOOL_WORDS)
 THRIFTY_AVGPOOL_TO_ALL(s16, THRIFTY_NOTHING)
 /* clang-format on */
 
-static inline void thrifty_avgpool_f32(const thrifty_pool_t *p, const float *x, float *y, float factor, float low,
+static inline void thrifty_avgpool_f32(const thrifty_pool_t *p, const float *x, float *y, float count, float low,
                                        float high)
 {
     int32_t oy, ox, c, i, j;
@@ -191,7 +191,7 @@ static inline void thrifty_avgpool_f32(const thrifty_pool_t *p, const float *x, 
                     sum += *at;
                 }
             }
-            sum *= factor;
+            sum /= count;
             y[c] = THRIFTY_CLAMP(sum, low, high);
         }
     }

@@ -35,6 +35,18 @@ THRIFTY_RESCALE(s16, u8)
 THRIFTY_RESCALE(s16, s16)
 /* clang-format on */
 
+/* floats have no scales: they are clamped and put in their place */
+THRIFTY_INLINE void thrifty_rescale_f32_f32(const float *x, float *y, int32_t outer, int32_t inner, int32_t stride,
+                                            float low, float high)
+{
+    int32_t o, i;
+    for (o = 0; o < outer; o++, x += inner, y += stride) {
+        for (i = 0; i < inner; i++) {
+            y[i] = THRIFTY_CLAMP(x[i], low, high);
+        }
+    }
+}
+
 #undef THRIFTY_RESCALE
 
 #endif

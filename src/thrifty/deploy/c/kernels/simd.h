@@ -22,6 +22,12 @@ typedef float thrifty_f32;
 /* low..high for any type */
 #define THRIFTY_CLAMP(value, low, high) ((value) < (low) ? (low) : (value) > (high) ? (high) : (value))
 
+#if defined(__GNUC__)
+#define THRIFTY_INFINITY __builtin_inff()
+#else
+#define THRIFTY_INFINITY (1.0f / 0.0f)
+#endif
+
 #if defined(__ARM_FEATURE_DSP) && defined(__GNUC__) && !defined(THRIFTY_PORTABLE)
 #define THRIFTY_DSP 1
 
