@@ -161,10 +161,14 @@ def _output_bytes(graph: Graph, node: Node) -> int:
     return node.size * (4 if fmt is None else 1 if fmt.bits <= 8 else 2)
 
 
-_IN_PLACE = frozenset(
-    {"add", "relu", "relu6", "hardswish", "batchnorm"}
-)  # may write over an input that dies here
+_IN_PLACE = frozenset({"add", "relu", "relu6", "hardswish", "maxpool", "avgpool"})  # as in deploy/ops
 _ALIASES = frozenset({"flatten", "identity"})  # the same memory, seen differently
+
+
+def _in_place(node: Node) -> bool:
+    """Whether the output may be written over an input that nobody else needs any more."""
+    padding = node.attrs.get("padding", ()) if node.op.endswith("pool") else ()
+    return node.op in _IN_PLACE and not any(before for before, _ in padding)
 
 
 def _alive_bytes(graph: Graph) -> dict[str, int]:
@@ -172,28 +176,30 @@ def _alive_bytes(graph: Graph) -> dict[str, int]:
 
     No memory plan of this order of nodes can do with less than the largest.
     """
-    holder: dict[str, str] = {}  # node -> the node whose buffer holds its output
-    steps: list[Node] = []
-    for node in graph:
-        inner = node.inputs and (graph.fused_into(node.inputs[0]) == node.name or folded_into(node, graph))
-        holder[node.name] = holder[node.inputs[0]] if inner or node.op in _ALIASES else node.name
-        if holder[node.name] == node.name:
-            steps.append(node)
-    position = {n.name: i for i, n in enumerate(steps)}
+    holder = _holders(graph)
+    steps = [n for n in graph if holder[n.name] == n.name]
+    made = {n.name: 0 if n.op == "input" else i for i, n in enumerate(steps)}
+    index = {n.name: i for i, n in enumerate(steps)}
     size = {n.name: _output_bytes(graph, n) for n in steps}
-    last = {n.name: position[n.name] for n in steps}
+    last = dict(index)
     for node in graph:
         for name in node.inputs:
-            last[holder[name]] = max(last[holder[name]], position[holder[node.name]])
-    for name in graph.outputs:
-        last[holder[name]] = len(steps)
-    for name in graph.inputs:
-        position[name] = min(position[name], 0)
+            last[holder[name]] = max(last[holder[name]], index[holder[node.name]])
+    last.update({holder[name]: len(steps) for name in graph.outputs})
     found = {}
     for i, node in enumerate(steps):
-        total = sum(size[n] for n in size if position[n] <= i <= last[n])
-        if node.op in _IN_PLACE:
-            dying = [size[holder[k]] for k in node.inputs if last[holder[k]] == i]
-            total -= size[node.name] if any(d >= size[node.name] for d in dying) else 0
-        found[node.name] = total
+        total = sum(size[n] for n in size if made[n] <= i <= last[n])
+        dying = [size[holder[k]] for k in node.inputs if last[holder[k]] == i]
+        reused = _in_place(node) and any(d >= size[node.name] for d in dying)
+        found[node.name] = total - (size[node.name] if reused else 0)
     return found
+
+
+def _holders(graph: Graph) -> dict[str, str]:
+    """Return for each node the one whose buffer holds its output: itself, its producer, or what it aliases."""
+    holder: dict[str, str] = {}
+    for node in graph:
+        source = node.inputs[0] if node.inputs else ""
+        inner = source and (graph.fused_into(source) == node.name or folded_into(node, graph))
+        holder[node.name] = holder[source] if inner or node.op in _ALIASES else node.name
+    return holder

@@ -61,6 +61,7 @@ def test_resnetv1_6(filters, params, macs):
         ("resnet-8", 49_152),
         ("ds-cnn", 16_000),
         ("mobilenet-v1", 55_296),
+        ("lenet", 576),
         ("autoencoder", 768),
         ("resnetv1-6", 5120),
     ],

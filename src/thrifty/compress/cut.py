@@ -75,7 +75,10 @@ def why_not(model: nn.Module, group: Group) -> str:
 def refuse_quantised(model: nn.Module, what: str) -> None:
     """Raise Incompatible when a part of the model is quantised or its weights are parametrised."""
     bad = [n or type(m).__name__ for n, m in model.named_modules() if getattr(m, "quantized", False) is True]
-    bad += [n for n, m in model.named_modules() if parametrize.is_parametrized(m) and isinstance(m, EDITABLE)]
+    if not bad:
+        bad = [
+            n for n, m in model.named_modules() if isinstance(m, EDITABLE) and parametrize.is_parametrized(m)
+        ]
     if bad:
         where = ", ".join(bad)
         raise Incompatible(

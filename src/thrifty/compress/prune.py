@@ -68,6 +68,11 @@ class Prune:
         if bad:
             raise KnobError("Prune: " + "; ".join(bad))
 
+    @classmethod
+    def example(cls) -> Prune:
+        """Return a fast instance, for the contract tests."""
+        return cls(ratio=0.5, recover_epochs=1)
+
     def edit(self, model: nn.Module, task: Task) -> nn.Module:
         """Return a smaller copy of the model.
 
