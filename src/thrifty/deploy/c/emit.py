@@ -44,7 +44,7 @@ def emit(
     """Write `program` as C into `folder` and return the folder. The same program gives the same bytes.
 
     The folder gets <name>.h, <name>.c, kernels/, main.c (self-test), Makefile, README.md, runtime/ (start-up
-    code for `make qemu`) and model.json (see Manifest). An earlier emission there is replaced; other files are kept.
+    code for `make qemu`) and model.json (see Manifest). An earlier emission is replaced; other files stay.
     vectors: inputs (n, H, W, C) and the outputs expected for them, as stored in the buffers; target: what the
     Makefile compiles for; plan: another arena plan than deploy.plan's.
     Raises KnobError when a file that thrifty did not write would be overwritten, DataError on constants or

@@ -5,7 +5,7 @@ Only block hooks are used: Unicorn's memory hooks disturb conditional (IT) block
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thrifty.deploy.c.build import Image
+from thrifty.deploy.c.counting import Counter, counter
 from thrifty.deploy.c.manifest import as_batch
 from thrifty.errors import ToolError, need
 
@@ -44,28 +45,30 @@ def emulate(image: Image, inputs: npt.ArrayLike, count: bool = True) -> Emulatio
 
     inputs: (n, H, W, C) or (H, W, C), integers (reals for a float32 program) that fit the input's type;
     count: whether to count instructions; without, a run takes a tenth of the time.
-    Raises MissingExtra without unicorn, DataError on inputs of another shape or range, ToolError when the core
-    faults.
+    Raises MissingExtra without unicorn, DataError on inputs of another shape or range,
+    ToolError when the core faults.
     """
     batch = as_batch(image.manifest, inputs)
     core = _Core(image)
-    counter = _Counter(core) if count else None
-    outputs, totals, best = [], [], {}
+    counts = core.counter() if count else None
+    outputs: list[Array] = []
+    each: list[list[int]] = []
     for example in batch:
         outputs.append(core.run(example))
-        if counter:
-            layers = counter.take()
-            totals.append(sum(layers.values()))
-            if totals[-1] == max(totals):
-                best = layers
+        if counts:
+            each.append(counts.take())
     stack = core.stack_bytes()
+    totals = tuple(sum(layers) for layers in each)
+    worst = dict(zip(core.layers, each[totals.index(max(totals))])) if each else {}
     return Emulation(
-        np.stack(outputs),
-        stack,
-        image.data_bytes + stack,
-        max(totals) if totals else None,
-        {layer.name: best.get(layer.function, 0) for layer in image.manifest.layers} if best else {},
-        tuple(totals),
+        outputs=np.stack(outputs),
+        stack_bytes=stack,
+        ram_bytes=image.data_bytes + stack,
+        instructions=max(totals, default=None),
+        per_layer={layer.name: worst.get(layer.function, 0) for layer in image.manifest.layers}
+        if each
+        else {},
+        instructions_each=totals,
     )
 
 
@@ -81,6 +84,7 @@ class _Core:
         self.uc.ctl_set_cpu_model(getattr(self.arm, image.target.unicorn or ""))
         for address, size in MEMORY:
             self.uc.mem_map(address, size)
+        self.flash_end = 0
         self.symbols, self.functions = self._load()
         self.top = self.symbols["_stack_top"]
         self.uc.mem_write(self.top - STACK_LIMIT, bytes([PAINT]) * STACK_LIMIT)
@@ -95,6 +99,8 @@ class _Core:
             for segment in elf.iter_segments():
                 if segment["p_type"] == "PT_LOAD" and segment["p_filesz"]:
                     self.uc.mem_write(segment["p_vaddr"], segment.data())
+                    if segment["p_vaddr"] < STOP:
+                        self.flash_end = max(self.flash_end, segment["p_vaddr"] + segment["p_filesz"])
             symbols = list(elf.get_section_by_name(".symtab").iter_symbols())
         values = {s.name: int(s["st_value"]) for s in symbols}
         functions = {s.name: int(s["st_value"]) & ~1 for s in symbols if s["st_info"]["type"] == "STT_FUNC"}
@@ -102,6 +108,17 @@ class _Core:
 
     def _pointer(self, symbol: str) -> int:
         return int.from_bytes(self.uc.mem_read(self.symbols[symbol], 4), "little")
+
+    @property
+    def layers(self) -> list[str]:
+        """The functions that instructions are counted for: the whole run, then the layers."""
+        manifest = self.image.manifest
+        return [f"{manifest.name}_run", *(layer.function for layer in manifest.layers if layer.function)]
+
+    def counter(self) -> Counter:
+        """Count from now on."""
+        flash = bytes(self.uc.mem_read(0, self.flash_end))
+        return counter(self.uc, flash, [self.functions[name] for name in self.layers])
 
     def run(self, example: Array) -> Array:
         """Write one input, run the model, read the output."""
@@ -132,57 +149,3 @@ class _Core:
         pc = self.uc.reg_read(self.arm.UC_ARM_REG_PC) & ~1
         before = [(address, name) for name, address in self.functions.items() if address <= pc]
         return f"in {max(before)[1]}, at {pc:#x}" if before else f"at {pc:#x}"
-
-
-class _Counter:
-    """Counts executions of basic blocks, per layer: the layer function entered last gets them."""
-
-    def __init__(self, core: _Core) -> None:
-        self.core = core
-        run = f"{core.image.manifest.name}_run"
-        names = [run, *(layer.function for layer in core.image.manifest.layers if layer.function)]
-        self.blocks: dict[str, dict[tuple[int, int], int]] = {name: {} for name in names}
-        self.entries = {core.functions[name]: self.blocks[name] for name in names}
-        self.lengths: dict[tuple[int, int], int] = {}
-        core.uc.hook_add(core.unicorn.UC_HOOK_BLOCK, self._hook(self.blocks[run]))
-
-    def _hook(self, here: dict[tuple[int, int], int]) -> Callable[..., None]:
-        entries = self.entries
-
-        def on_block(_uc: Any, address: int, size: int, _data: Any) -> None:
-            nonlocal here
-            if address in entries:
-                here = entries[address]
-            block = (address, size)
-            here[block] = here.get(block, 0) + 1
-
-        return on_block
-
-    def take(self) -> dict[str, int]:
-        """Return the instructions of each function since the last call, and start again."""
-        result = {}
-        for name, blocks in self.blocks.items():
-            result[name] = sum(n * self._length(block) for block, n in blocks.items())
-            blocks.clear()
-        return result
-
-    def _length(self, block: tuple[int, int]) -> int:
-        if block not in self.lengths:
-            address, size = block
-            self.lengths[block] = instructions_in(bytes(self.core.uc.mem_read(address, size)))
-        return self.lengths[block]
-
-
-def instructions_in(code: bytes) -> int:
-    """Return the number of Thumb instructions in a basic block.
-
-    An instruction is 4 bytes long when the top five bits of its first half word are 11101, 11110 or 11111.
-
-    >>> instructions_in(bytes.fromhex("00bf" "7047")), instructions_in(bytes.fromhex("fff7feff"))
-    (2, 1)
-    """
-    position = count = 0
-    while position < len(code):
-        position += 4 if code[position + 1] >= 0xE8 else 2
-        count += 1
-    return count

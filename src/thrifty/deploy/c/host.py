@@ -39,11 +39,12 @@ def run_host(
 ) -> Array:
     """Return what the emitted C computes on this computer for a batch: exactly what the program computes.
 
-    inputs: (n, H, W, C) or (H, W, C) integers (reals for a float32 program). Returns (n, H, W, C) of the output's
-    type.
+    inputs: (n, H, W, C) or (H, W, C) integers (reals for a float32 program). Returns (n, H, W, C) of the
+    output's type.
     The compiled library is kept in the cache folder under a hash of the C, the compiler and the flags.
     sanitize: run a separate process under the address and undefined-behaviour sanitizers instead.
-    Raises MissingExtra without a C compiler, ToolError when it or a sanitizer complains, DataError on bad inputs.
+    Raises MissingExtra without a C compiler, ToolError when it or a sanitizer complains, DataError on
+    bad inputs.
     """
     cc = shutil.which(compiler)
     if cc is None:

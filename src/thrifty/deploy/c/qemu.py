@@ -18,7 +18,7 @@ from thrifty.errors import MissingExtra, ToolError
 Array = npt.NDArray[Any]
 
 QEMU = "qemu-system-arm"
-OPTIONS = ("-nographic", "-monitor", "none", "-serial", "none")
+OPTIONS: tuple[str, ...] = ("-nographic", "-monitor", "none", "-serial", "none")
 OPTIONS += ("-semihosting-config", "enable=on,target=native")
 SHIFT = 6  # an instruction takes 2^6 ns of virtual time
 TICK_NS = 40  # of the counter of the MPS2 boards

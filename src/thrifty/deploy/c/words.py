@@ -19,7 +19,14 @@ from thrifty.errors import DataError
 LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767)}
 DEFINED = re.compile(r"^static const \w+ (\w+)", re.MULTILINE)
 PUBLIC = ("input", "output", "run", "predict", "quantize_input", "input_t", "output_t")
-MACROS = ("INPUT_HEIGHT", "INPUT_WIDTH", "INPUT_CHANNELS", "INPUT_SIZE", "INPUT_SCALE", "OUTPUT_SIZE")
+MACROS: tuple[str, ...] = (
+    "INPUT_HEIGHT",
+    "INPUT_WIDTH",
+    "INPUT_CHANNELS",
+    "INPUT_SIZE",
+    "INPUT_SCALE",
+    "OUTPUT_SIZE",
+)
 MACROS += ("OUTPUT_SCALE", "CLASSES", "ARENA_BYTES", "CONSTANT_BYTES", "WITH_FLOAT_INPUT", "LAYER", "H")
 
 
