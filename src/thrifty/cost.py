@@ -196,7 +196,7 @@ def _alive_bytes(graph: Graph) -> dict[str, int]:
 
 
 def _holders(graph: Graph) -> dict[str, str]:
-    """Return for each node the one whose buffer holds its output: itself, its producer, or what it aliases."""
+    """Return for each node the one whose buffer holds its output: itself, or the one it is part of."""
     holder: dict[str, str] = {}
     for node in graph:
         source = node.inputs[0] if node.inputs else ""

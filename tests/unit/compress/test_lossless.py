@@ -8,6 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_nets import Random, shake
 from torch import nn
 from torch.nn import functional as F
 
@@ -158,6 +161,31 @@ class TestDead:
         kill(model[0], *range(6), bias=0.5)
         assert shrink(model)[0].out_channels == 10
         assert shrink(model, round_to=4)[0].out_channels == 12
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    letters=st.text("crsdmgpk", min_size=1, max_size=3).filter(lambda t: t.count("p") < 3),
+    one_d=st.booleans(),
+    flat=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_random_networks_keep_their_function(letters, one_d, flat, seed):
+    """Zero, copy and mute filters at random: what is removed must not change the outputs."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    model = shake(Random(letters, 8, one_d, flat))
+    x = torch.randn(4, 3, 8) if one_d else torch.randn(4, 3, 8, 8)
+    for m in model.modules():
+        if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.modules.batchnorm._BatchNorm)):
+            with torch.no_grad():
+                rows = rng.permutation(len(m.weight))[:5]
+                m.weight[rows[:2]] = 0
+                m.weight[rows[3]] = m.weight[rows[2]].clone()
+                if m.bias is not None:
+                    m.bias[rows[0]] = float(rng.choice([0.0, -0.5, 0.5]))
+                    m.bias[rows[3]] = m.bias[rows[2]].clone()
+    shrink(model, x)
 
 
 def test_mobilenet_with_dead_output_filters_of_its_1x1_layers():
