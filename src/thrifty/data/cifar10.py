@@ -13,8 +13,8 @@ SOURCE = Source(
     origin="Krizhevsky 2009, Learning multiple layers of features from tiny images",
     licence="research use",
     shapes="50000 training and 10000 test images 3x32x32, stored as JPEG, 10 classes",
-    get="Store the images of www.cs.toronto.edu/~kriz/cifar.html as JPEG in cifar10_train.npz and "
-    "cifar10_test.npz with jpeg (bytes of all files in a row), offset (n + 1,), label (n,), classes.",
+    get="Download and unpack cifar-10-binary.tar.gz from www.cs.toronto.edu/~kriz/cifar.html; "
+    "python -m thrifty.data.prepare cifar10 UNPACKED FOLDER.",
     files={
         "cifar10_train.npz": "9434901cfb98d0572d02115cce064f67116d5e37088136e5300ac41a1424b02b",
         "cifar10_test.npz": "f5ad4b757374893a9d717d727038484d4ce2944b565a459779259c4d0d2a1b1f",

@@ -14,8 +14,9 @@ SOURCE = Source(
     "sign recognition",
     licence="research use",
     shapes="39209 training and 12630 test images 3x32x32 (regions of interest, JPEG), 43 classes, tracks",
-    get="Crop the images of benchmark.ini.rub.de/gtsrb_dataset.html to their region, store them as JPEG in "
-    "gtsrb_train.npz and gtsrb_test.npz with jpeg (bytes), offset (n + 1,), label (n,), track (n,).",
+    get="Download and unpack GTSRB_Final_Training_Images.zip, GTSRB_Final_Test_Images.zip and "
+    "GTSRB_Final_Test_GT.zip from benchmark.ini.rub.de/gtsrb_dataset.html; "
+    "python -m thrifty.data.prepare gtsrb UNPACKED FOLDER.",
     files={
         "gtsrb_train.npz": "f523e79cf4625c1c071561b82d044720ad43346a1082038cef00c38c29092ec3",
         "gtsrb_test.npz": "89a794bf39257971fffea23648632861304ff895d8aed61f8f25b91498a4555d",

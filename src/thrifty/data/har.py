@@ -12,8 +12,8 @@ SOURCE = Source(
     origin="Anguita et al. 2013, A public domain dataset for human activity recognition using smartphones",
     licence="CC BY 4.0",
     shapes="2400 training and 950 test windows of 9 signals x 128 samples at 50 Hz, 6 classes",
-    get="Take the 'Inertial Signals' of archive.ics.uci.edu/dataset/240, store them as uci_har_subset.npz "
-    "with x_train (n, 9, 128), y_train (n,) in 0..5, x_test, y_test, signals, classes.",
+    get="Download and unpack archive.ics.uci.edu/dataset/240; "
+    "python -m thrifty.data.prepare har UNPACKED FOLDER (this gives all 7352 + 2947 windows, not the subset).",
     files={"uci_har_subset.npz": "8c5858f278b28b3846f87eb1e1f7aa688abeda827eab23229731d897531b807c"},
 )
 

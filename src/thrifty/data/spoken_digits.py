@@ -19,8 +19,8 @@ SOURCE = Source(
     origin="Jackson et al., github.com/Jakobovski/free-spoken-digit-dataset",
     licence="CC BY-SA 4.0",
     shapes="3000 recordings of 0.1 to 2.3 s at 8 kHz, int16; 10 classes, 6 speakers, 50 takes each",
-    get="Store the recordings of that repository as spoken_digits.npz with audio (all samples in a row), "
-    "offset (n + 1,), label, speaker, index (take number), rate.",
+    get="git clone https://github.com/Jakobovski/free-spoken-digit-dataset; "
+    "python -m thrifty.data.prepare spoken-digits free-spoken-digit-dataset FOLDER.",
     files={"spoken_digits.npz": "f6eb53b1dc84c25a58aafefac2784edcc8c2a604460782560d9ed1acb147df24"},
 )
 FORMS = ("1d", "2d", "frames")
