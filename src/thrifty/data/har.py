@@ -13,7 +13,7 @@ SOURCE = Source(
     licence="CC BY 4.0",
     shapes="2400 training and 950 test windows of 9 signals x 128 samples at 50 Hz, 6 classes",
     get="Download and unpack archive.ics.uci.edu/dataset/240; "
-    "python -m thrifty.data.prepare har UNPACKED FOLDER (this gives all 7352 + 2947 windows, not the subset).",
+    "python -m thrifty.data.prepare har UNPACKED FOLDER (it gives all 7352 + 2947 windows).",
     files={"uci_har_subset.npz": "8c5858f278b28b3846f87eb1e1f7aa688abeda827eab23229731d897531b807c"},
 )
 
