@@ -213,10 +213,12 @@ def weight_format(
     magnitude = np.where(magnitude > 0, magnitude, magnitude.max())
     scale = np.array([_scale_of(m, bits, power_of_two) for m in magnitude])
     b = np.zeros(len(w)) if bias is None else np.asarray(bias, dtype=np.float64)
-    for _ in range(40):
+    for attempt in range(40):
         fmt = Format(bits, True, tuple(float(np.float32(s)) for s in scale))
         fill = _fill(w, b, fmt, inputs, requant(inputs[0], fmt.scale, out_scale, rounding))
         if fill.max() <= 1:
+            if attempt and _vanished(w, b, fmt, inputs, out_scale):
+                break
             return fmt
         fill = fill if per_channel else fill.max(keepdims=True)
         scale = np.where(fill > 1, scale * (2.0 if power_of_two else np.minimum(fill, 2.0) * 1.0001), scale)
@@ -419,3 +421,16 @@ def _fill(weight: Array, bias: Array, fmt: Format, inputs: tuple[float, int, int
     gain = 2.0**scaling.left_shift
     top, bottom = (greatest + b.clip(0) + scaling.half) * gain, (least + b.clip(None, 0)) * gain
     return np.asarray(np.maximum(np.maximum(top, np.abs(b)) / INT32_MAX, -bottom / 2.0**31))
+
+
+def _vanished(
+    weight: Array, bias: Array, fmt: Format, inputs: tuple[float, int, int], out_scale: float
+) -> bool:
+    """Whether a channel that matters has lost all its weights to a coarse scale."""
+    in_scale, low, high = inputs
+    rows = np.abs(weight.astype(np.float64)).reshape(len(weight), -1)
+    reach = rows.sum(axis=1) * max(-low, high) * in_scale
+    alive = np.abs(weight_integers(weight, fmt)).reshape(len(weight), -1).max(axis=1) > 0
+    largest = rows.max(axis=1) >= rows.max() if len(fmt.scale) == 1 else np.ones(len(rows), dtype=bool)
+    matters = reach > np.maximum(out_scale, np.abs(bias) * 2.0**-16)
+    return bool((matters & largest & ~alive).any())

@@ -176,6 +176,9 @@ class Example:
                 weight, constants.get("bias"), bits, inputs, fmt.scale[0],
                 per_channel=bool(self.rng.random() < 0.7), power_of_two=self.power, rounding=self.rounding,
             )  # fmt: skip
+            units = source.scale[0] * np.asarray(weight_format.scale)
+            if "bias" in constants and units.max() > fmt.scale[0] / 4:  # rounding it would show
+                constants["bias"] = np.asarray(np.rint(constants["bias"] / units) * units, dtype=np.float32)
         return self._add(op, (x,), attrs, shape, constants, fmt, weight_format)
 
     def _normal(self, *shape: int) -> Array:
