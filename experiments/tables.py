@@ -1,0 +1,206 @@
+"""Write docs/results.md, its pictures and the table in README.md from experiments/results/*.json.
+
+`python experiments/tables.py` writes; `python experiments/tables.py --check` fails when what is written is not what the
+results say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+RESULTS = HERE / "results"
+MARK = ("<!-- results: begin, written by experiments/tables.py -->", "<!-- results: end -->")
+
+# Measured by others; ../shared/anchors.md section 0 and 5.1: TFLM + CMSIS-NN (instructions of the official model, or of the
+# kernels alone for ResNetv1-6), Qualia-CodeGen int8 (whole generated network, -Ofast), same compiler and counter.
+PEERS = {
+    "ResNetv1-6, HAR, 16 filters": (1_350_000, 1_210_000),
+    "ResNetv1-6, HAR, 80 filters": (15_140_000, 72_900_000),
+    "ResNetv1-6, 32x32x3, 32 filters": (40_330_000, 150_700_000),
+    "ResNet-8 (MLPerf Tiny image classification)": (29_860_000, None),
+    "DS-CNN (MLPerf Tiny keyword spotting)": (7_700_000, None),
+    "MobileNetV1 0.25 (MLPerf Tiny visual wake words)": (24_100_000, None),
+    "Autoencoder (MLPerf Tiny anomaly detection)": (583_000, None),
+}
+NETWORKS = {
+    "har_resnetv1_6_16": "UCI-HAR (subset), ResNetv1-6, 16 filters",
+    "har_resnetv1_6_80": "UCI-HAR (subset), ResNetv1-6, 80 filters",
+    "spoken_resnetv1_6_16": "Spoken digits, ResNetv1-6 1-D, 16 filters",
+    "spoken_resnetv1_6_32": "Spoken digits, ResNetv1-6 1-D, 32 filters",
+    "spoken_ds_cnn": "Spoken digits, DS-CNN",
+    "gtsrb_resnetv1_6_16": "GTSRB 32x32, ResNetv1-6 2-D, 16 filters",
+    "cifar10_resnet8": "CIFAR-10, ResNet-8",
+}
+
+
+def load(kind: str) -> dict[str, dict[str, Any]]:
+    """Return the results of one kind, by name."""
+    found = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(RESULTS.glob("*.json"))}
+    return {name: r for name, r in found.items() if r["spec"]["kind"] == kind}
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a Markdown table; the first column is left-aligned, the rest right."""
+    rule = [":--", *["--:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (header, rule, *rows))
+
+
+def count(value: float | None) -> str:
+    """Return a number of things, short: 12.3 M."""
+    if value is None:
+        return "–"
+    if value >= 1e6:
+        return f"{value / 1e6:.2f} M"
+    return f"{value / 1e3:.0f} k" if value >= 1e4 else f"{value:.0f}"
+
+
+def kib(value: float | None) -> str:
+    """Return bytes as KiB."""
+    return "–" if value is None else f"{value / 1024:.1f}"
+
+
+def percent(value: float) -> str:
+    """Return a share as percent."""
+    return f"{100 * value:.2f}"
+
+
+def cost_table(result: dict[str, Any]) -> str:
+    """Return the instruction counts beside those of the peers."""
+    rows = []
+    for row in result["networks"]:
+        cmsis, qualia = PEERS.get(row["name"], (None, None))
+        factor = f"{cmsis / row['instructions']:.2f}x" if cmsis else "–"
+        rows.append([
+            row["name"], count(row["macs"]), count(row["instructions"]), f"{row['instructions_per_mac']:.2f}", count(cmsis),
+            factor, count(qualia), kib(row["flash_bytes"]), kib(row["ram_bytes"]),
+        ])  # fmt: skip
+    head = ("int8 network", "MACs", "instructions", "per MAC", "CMSIS-NN", "fewer", "Qualia", "flash KiB", "RAM KiB")
+    return table(head, rows)
+
+
+def deploy_table(result: dict[str, Any]) -> str:
+    """Return one network at several precisions."""
+    rows = [
+        [
+            v["name"], percent(v["test"]), kib(v["weight_bytes"]), kib(v["flash_bytes"]), kib(v["ram_bytes"]),
+            count(v["instructions"]), f"{v['instructions_per_mac']:.2f}",
+        ]
+        for v in result["variants"]
+    ]  # fmt: skip
+    return table(("precision", "test accuracy %", "weights KiB", "flash KiB", "RAM KiB", "instructions", "per MAC"), rows)
+
+
+def optimize_table(results: dict[str, dict[str, Any]]) -> str:
+    """Return what the search found, per data set."""
+    rows = []
+    for r in results.values():
+        f, q, c = r["originals"]["float32"], r["originals"]["int8"], r["chosen"]
+        rows.append([
+            NETWORKS[r["network"]], percent(f["test"]), percent(c["test"]), kib(f["flash_bytes"]), kib(c["flash_bytes"]),
+            f"{r['flash_ratio_to_float']:.1f}x", count(q["instructions"]), count(c["instructions"]), len(r["tried"]),
+            f"{r['seconds'] / 60:.0f} min",
+        ])  # fmt: skip
+    head = ("network", "float test %", "chosen test %", "float flash KiB", "chosen flash KiB", "less flash",
+            "int8 instructions", "chosen instructions", "recipes measured", "time")  # fmt: skip
+    return table(head, rows)
+
+
+def parity_table(result: dict[str, Any]) -> str:
+    """Return how many examples each engine ran; the differing ones are in the last column."""
+    engines = list(dict.fromkeys(e for n in result["networks"] for e in n["samples"]))
+    rows = [
+        [n["name"], *(n["samples"].get(e, "–") for e in engines), sum(n["differing"].values())] for n in result["networks"]
+    ]
+    return table(("network", *engines, "differ"), rows)
+
+
+def train_table(results: dict[str, dict[str, Any]]) -> str:
+    """Return the float training runs."""
+    rows = []
+    for name, r in results.items():
+        scores = r["scores"]
+        test = percent(scores["test"]) if r["metric"] == "accuracy" else f"{scores['test']:.4f}"
+        rows.append([name, r["parameters"], r["spec"]["fit"]["epochs"], test, f"{r['seconds']:.0f} s"])
+    return table(("experiment", "parameters", "epochs", "float test accuracy %", "training"), rows)
+
+
+def results_page() -> str:
+    """Return docs/results.md."""
+    parts = ["# Results", INTRO]
+    costs = load("cost")
+    if costs:
+        parts += ["## What the code costs on a Cortex-M4", COST]
+        parts += [cost_table(r) for r in costs.values()]
+    deployed = load("deploy")
+    if deployed:
+        parts += ["## Precision", DEPLOY]
+        parts += [f"### {NETWORKS[r['network']]}\n\n{deploy_note(r)}\n\n{deploy_table(r)}" for r in deployed.values()]
+    found = load("optimize")
+    if found:
+        parts += ["## Optimize within one point", OPTIMIZE, optimize_table(found)]
+        parts += [f"```toml\n# {NETWORKS[r['network']]}\n{r['recipe'].strip()}\n```" for r in found.values()]
+    same = load("parity")
+    if same:
+        parts += ["## The same bits everywhere", PARITY]
+        parts += [parity_table(r) for r in same.values()]
+    parts += ["## The networks", TRAIN, train_table(load("train"))]
+    return "\n\n".join(parts) + "\n"
+
+
+def deploy_note(result: dict[str, Any]) -> str:
+    """Return a sentence about one table."""
+    return f"{result['test_examples']} test examples; torch float32 scores {percent(result['torch_test'])} %."
+
+
+INTRO = """Every number on this page was written by `python experiments/tables.py` from `experiments/results/*.json`, which
+`python experiments/run.py experiments/KIND/NAME.toml` made; each result holds its seed, versions and git hash. Instructions are
+*measured*: executed instructions of one inference on an emulated core. Flash and RAM are *measured* on the linked image (code,
+constants, a minimal start-up; arena, data and stack)."""
+COST = """arm-none-eabi-gcc, `-O3`, batch 1. The CMSIS-NN column is TFLM + CMSIS-NN on the official MLPerf Tiny model, or CMSIS-NN's
+kernels alone for ResNetv1-6; the Qualia column is the C that Qualia-CodeGen generates with its default flags. Both were measured
+with the same compiler and counter; they are quoted, not made by this repository's experiments."""
+DEPLOY = """One trained float network, six precisions. Accuracy is that of the *deployed program* on the whole test split, computed by its
+C on the host; the report proves that the Cortex-M4 gives the same bytes."""
+OPTIMIZE = """`thrifty optimize` with `max_drop = 1 %` and nothing else: the least flash. The search sees training and validation data
+only; the test split is scored once. Time is wall time on two shared cores."""
+PARITY = """How many real examples each engine computed, and how many outputs differed from the NumPy program in any byte. Engines: the
+hard torch model, the program, C on the host under two compilers, C on emulated cores."""
+TRAIN = """Trained by `experiments/train/*.toml` on one CPU thread. They are modest networks for measuring deployment, not records;
+schedules are shorter than the literature's. The experiments of the tier `gpu` were not run: no GPU was available."""
+
+
+def readme_table() -> str:
+    """Return the short table of the README."""
+    costs = load("cost").get("cost_cortex_m4")
+    return "" if costs is None else cost_table(costs)
+
+
+def main() -> int:
+    """Write or check."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    if MARK[0] in text:
+        head, _, rest = text.partition(MARK[0])
+        text = f"{head}{MARK[0]}\n\n{readme_table()}\n\n{MARK[1]}{rest.partition(MARK[1])[2]}"
+    stale = []
+    for path, content in ((ROOT / "docs" / "results.md", results_page()), (readme, text)):
+        if not path.exists() or path.read_text(encoding="utf-8") != content:
+            stale.append(path.name)
+            if not check:
+                path.write_text(content, encoding="utf-8")
+    print(("stale: " if check else "written: ") + (", ".join(stale) or "nothing"))
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
