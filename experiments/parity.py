@@ -21,7 +21,8 @@ from thrifty.deploy.c.emit import emit
 from thrifty.deploy.c.emulate import emulate
 from thrifty.deploy.c.host import run_host
 from thrifty.deploy.lower import lower
-from thrifty.deploy.run import dequantize, quantize_input, run as run_program
+from thrifty.deploy.run import dequantize, quantize_input
+from thrifty.deploy.run import run as run_program
 
 
 def run(spec: dict[str, Any], name: str) -> dict[str, Any]:
