@@ -18,8 +18,8 @@ def environment() -> dict[str, Any]:
 
     Versions are read from the installed metadata: nothing is imported.
 
-    >>> sorted(environment())[:4]
-    ['git', 'numpy', 'platform', 'processors']
+    >>> {"thrifty", "python", "numpy", "platform", "git", "time"} <= set(environment())
+    True
     """
     from thrifty import __version__
 

@@ -91,7 +91,7 @@ def _card(report: Report, name: str, before: float | None, after: float) -> str:
     words = text.WORDS[name]
     small = ""
     if before is not None and after and before != after:
-        small = f"{text.cost_text(name, before)} before, {_times(before / after)}"
+        small = f"{text.cost_text(name, before)} before\n{_times(before / after)}"
     elif before is not None:
         small = "as before"
     limit = getattr(report.budget, name) if name in LIMITS else None
@@ -111,14 +111,14 @@ def _score_card(report: Report) -> str:
         return ""
     before, after = report.scores
     split = "test split" if report.test_scores is not None else "validation split"
-    change = f"{after - before:+.4f} from {before:.4f}, {split}"
+    change = f"{after - before:+.4f} from {before:.4f}\n{split}"
     allowed = report.budget.max_drop
     used = "" if allowed is None else f"<small>allowed drop {digits(allowed)}</small>"
     return _card_html(report.metric, f"{after:.4f}", change, used)
 
 
 def _card_html(name: str, value: str, small: str, extra: str) -> str:
-    below = f"<small>{escape(small)}</small>" if small else ""
+    below = "".join(f"<small>{escape(one)}</small>" for one in small.splitlines())
     return f"<div class=card><h3>{escape(name)}</h3><b>{escape(value)}</b>{below}{extra}</div>"
 
 

@@ -170,14 +170,15 @@ def _chosen_label(tried: Sequence[Candidate], cost: str, x: Axis, y: Axis) -> li
         return []
     marks = [_around(x.at(getattr(c.cost, cost)), y.at(_score(c)), 5) for c in tried if _score(c) >= y.low]
     px, py = x.at(getattr(chosen.cost, cost)), y.at(_score(chosen))
-    words = short(chosen.name, 190)
-    width = len(words) * CHARACTER
-    places = [(px + 11, py + 4), (px - 11 - width, py + 4)]
-    places += [(px + side, py + dy) for dy in (20, -12, 34, -26, 48, 62) for side in (4, -width / 2, -width - 4)]
-    for left, base in places:
-        box = (left, base - 11, left + width, base + 3)
-        if box[0] > LEFT + 2 and box[2] < WIDTH - 2 and box[1] > TOP and box[3] < BOTTOM and not overlaps(box, marks):
-            return [label(left, base, words, class_="chosen-name")]
+    for words in dict.fromkeys(short(chosen.name, room) for room in (190, 130, 80)):
+        width = len(words) * CHARACTER
+        places = [(px + 11, py + 4), (px - 11 - width, py + 4)]
+        places += [(px + dx, py + dy) for dy in (20, -12, 34, -26) for dx in (4, -width / 2, -width - 4)]
+        for left, base in places:
+            box = (left, base - 11, left + width, base + 3)
+            inside = box[0] > LEFT + 2 and box[2] < WIDTH - 2 and box[1] > TOP and box[3] < BOTTOM
+            if inside and not overlaps(box, marks):
+                return [label(left, base, words, class_="chosen-name")]
     return []
 
 
@@ -251,12 +252,12 @@ def _bars(name: str, title: str, layers: Sequence[Layer], columns: Sequence[Bars
 
 def _column(column: Bars, layers: Sequence[Layer], left: float, width: float) -> list[str]:
     bottom = 30 + ROW * len(layers)
-    top = max([v for v in column.values if v is not None and math.isfinite(v)] + [0.0]) or 1.0
+    top = max((v for v in column.values if v is not None and v > 0 and math.isfinite(v)), default=1.0)
     axis = Axis(0, top, left, left + width - 76, column.unit)
     parts = [label(left, 16, column.title, class_="name")]
-    for value, words in axis.ticks(3):
-        parts += [line(axis.at(value), 26, axis.at(value), bottom, "grid")]
-        parts += [label(axis.at(value), bottom + 16, words, class_="tick middle" if value else "tick")]
+    for tick, words in axis.ticks(3):
+        parts += [line(axis.at(tick), 26, axis.at(tick), bottom, "grid")]
+        parts += [label(axis.at(tick), bottom + 16, words, class_="tick middle" if tick else "tick")]
     for index, (layer, value) in enumerate(zip(layers, column.values, strict=True)):
         y = 30 + ROW * index
         if value is None:
@@ -268,7 +269,7 @@ def _column(column: Bars, layers: Sequence[Layer], left: float, width: float) ->
         )
         words = column.words(value)
         parts.append(titled(bar + label(left + length + 5, y + 15, words, class_="value"), f"{layer.name}: {words}"))
-    return parts + [line(left, 26, left, bottom, "axis")]
+    return [*parts, line(left, 26, left, bottom, "axis")]
 
 
 # --- memory plan -----------------------------------------------------------------------------------------------
@@ -293,8 +294,8 @@ def memory_plan(memory: Memory) -> str:
     parts += [label(left - 56, 12, "address", class_="name")]
     height = bottom + 18 + names * CHARACTER * 0.66 + 6
     words = (
-        f"{len(memory.blocks)} buffers over {len(memory.calls)} calls in an arena of {format_bytes(memory.arena_bytes)}; "
-        f"the live-set bound is {format_bytes(memory.bound_bytes)}."
+        f"{len(memory.blocks)} buffers over {len(memory.calls)} calls in an arena of "
+        f"{format_bytes(memory.arena_bytes)}; the live-set bound is {format_bytes(memory.bound_bytes)}."
     )
     return picture("memory", "Memory plan: who is alive when", words, (PAGE, height), parts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ class Axis:
         values = _log_ticks(self, most) if self.log else []
         if len(values) < 3:
             values = _linear_ticks(self.low, self.high, most, 2 if self.unit == "B" else 10)
-        step = min((b - a for a, b in zip(values, values[1:], strict=False)), default=1.0)
+        step = min((b - a for a, b in itertools.pairwise(values)), default=1.0)
         return [(v, in_unit(v, self.unit, step)) for v in values]
 
 
