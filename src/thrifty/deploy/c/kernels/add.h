@@ -10,11 +10,7 @@
 #include "simd.h"
 
 /* clang-format off */
-#define THRIFTY_ADD_STORE(Y, index, sum)                                                                               \
-    do {                                                                                                               \
-        const int32_t rounded = (sum) >> shift;                                                                        \
-        y[index] = (thrifty_##Y)THRIFTY_CLAMP(rounded, low, high);                                                     \
-    } while (0)
+#define THRIFTY_ADD_STORE(Y, index, sum) y[index] = thrifty_narrow_##Y(sum, shift, low, high)
 
 /* the body for any two types */
 #define THRIFTY_ADD_ANY(A, B, Y)
@@ -23,7 +19,7 @@
 /* four elements of 8 bits: widened to 16 bits, each a paired with its b, one SMLAD per element */
 #define THRIFTY_ADD_8(A, B, Y)                                                                                         \
     const uint32_t both = ((uint32_t)ma & 0xFFFFu) | ((uint32_t)mb << 16);                                             \
-    for (; i + 4 <= count; i += 4) {                                                                                   \
+    for (; i < (count & ~3); i += 4) {                                                                                 \
         const uint32_t wa = thrifty_load4(a + i), wb = thrifty_load4(b + i);                                           \
         const uint32_t a02 = thrifty_even_##A(wa), a13 = thrifty_odd_##A(wa);                                          \
         const uint32_t b02 = thrifty_even_##B(wb), b13 = thrifty_odd_##B(wb);                                          \
@@ -35,7 +31,7 @@
 /* two elements of 16 bits */
 #define THRIFTY_ADD_16(A, B, Y)                                                                                        \
     const uint32_t both = ((uint32_t)ma & 0xFFFFu) | ((uint32_t)mb << 16);                                             \
-    for (; i + 2 <= count; i += 2) {                                                                                   \
+    for (; i < (count & ~1); i += 2) {                                                                                 \
         const uint32_t wa = thrifty_load4(a + i), wb = thrifty_load4(b + i);                                           \
         THRIFTY_ADD_STORE(Y, i, thrifty_dot2(thrifty_low_halves(wa, wb), both, half));                                 \
         THRIFTY_ADD_STORE(Y, i + 1, thrifty_dot2(thrifty_high_halves(wa, wb), both, half));                            \

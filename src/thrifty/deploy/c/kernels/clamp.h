@@ -9,7 +9,7 @@
 #define THRIFTY_CLAMP_WORDS(T, WIDE, LANES, ONES)                                                                      \
     const uint32_t lows = ((uint32_t)low & (0xFFFFFFFFu / (ONES))) * (ONES);                                           \
     const uint32_t highs = ((uint32_t)high & (0xFFFFFFFFu / (ONES))) * (ONES);                                         \
-    for (; i + (LANES) <= count; i += (LANES)) {                                                                       \
+    for (; i < (count & ~((LANES) - 1)); i += (LANES)) {                                                               \
         thrifty_store4(y + i, thrifty_min##WIDE##_##T(thrifty_max##WIDE##_##T(thrifty_load4(x + i), lows), highs));    \
     }
 #else

@@ -11,7 +11,7 @@ THRIFTY_INLINE void thrifty_copy(const void *x, void *y, int32_t bytes)
     uint8_t *to = (uint8_t *)y;
     int32_t i = 0;
 #if THRIFTY_DSP
-    for (; i + 4 <= bytes; i += 4) {
+    for (; i < (bytes & ~3); i += 4) {
         thrifty_store4(to + i, thrifty_load4(from + i));
     }
 #endif

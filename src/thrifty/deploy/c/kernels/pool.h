@@ -57,150 +57,164 @@ THRIFTY_INLINE int32_t thrifty_pool_mean(int32_t sum, const thrifty_pool_mean_t 
 }
 
 /* clang-format off */
-#define THRIFTY_POOL_LOOP(p)                                                                                           \
-    for (oy = 0; oy < (p)->out_height; oy++)                                                                           \
-        for (ox = 0; ox < (p)->out_width; ox++, y += (p)->channels)
+#define THRIFTY_POOL_NOTHING(...)
+
+/* for every output pixel */
+#define THRIFTY_POOL_EACH_PIXEL                                                                                        \
+    for (oy = 0; oy < p->out_height; oy++)                                                                             \
+        for (ox = 0; ox < p->out_width; ox++, y += channels)
+
+/* what every pixel starts with: its window, the input from its first element on, the way from row to row */
+#define THRIFTY_POOL_START(T)                                                                                          \
+    const thrifty_window_t w = thrifty_window(p, oy, ox);                                                              \
+    const int32_t rows = w.rows, columns = w.columns, skip = (p->in_width - columns) * channels;                       \
+    const thrifty_##T *const from = x + (w.row * p->in_width + w.column) * channels;                                   \
+    int32_t c = 0
+
+/* for every element of the window: `at` points to it */
+#define THRIFTY_POOL_EACH_TAP                                                                                          \
+    for (i = rows; i > 0; i--, at += skip)                                                                             \
+        for (j = columns; j > 0; j--, at += channels)
 
 #if THRIFTY_DSP
-/* LANES channels at a time, one word of the input per step */
-#define THRIFTY_MAXPOOL_WORDS(T, LANES)                                                                                \
-    for (; c + (LANES) <= p->channels; c += (LANES)) {                                                                 \
-        const thrifty_##T *at = from + c;                                                                              \
-        uint32_t top = thrifty_load4(at);                                                                              \
-        int32_t i, j;                                                                                                  \
-        for (i = w.rows; i > 0; i--, at += skip) {                                                                     \
-            for (j = w.columns; j > 0; j--, at += p->channels) {                                                       \
-                top = thrifty_max##LANES##_##T(top, thrifty_load4(at));                                                \
-            }                                                                                                          \
-        }                                                                                                              \
-        thrifty_store4(y + c, thrifty_min##LANES##_##T(thrifty_max##LANES##_##T(top, lows), highs));                   \
-    }
 #define THRIFTY_POOL_SPLAT(LANES, value)                                                                               \
     ((LANES) == 4 ? ((uint32_t)(value) & 0xFFu) * 0x01010101u : ((uint32_t)(value) & 0xFFFFu) * 0x00010001u)
-#define THRIFTY_MAXPOOL_LIMITS(LANES)                                                                                  \
-    const uint32_t lows = THRIFTY_POOL_SPLAT(LANES, low), highs = THRIFTY_POOL_SPLAT(LANES, high);
+#define THRIFTY_MAXPOOL_LIMITS(LANES, LEAST, MOST)                                                                     \
+    const uint32_t lows = THRIFTY_POOL_SPLAT(LANES, low), highs = THRIFTY_POOL_SPLAT(LANES, high);                     \
+    const int clip = low > (LEAST) || high < (MOST);
+#define THRIFTY_MAXPOOL_STORE(T, LANES, n)                                                                             \
+    thrifty_store4(y + c + (n) * (LANES), !clip ? top##n                                                               \
+                   : thrifty_min##LANES##_##T(thrifty_max##LANES##_##T(top##n, lows), highs))
+
+/* four words of channels at a time, then one word at a time */
+#define THRIFTY_MAXPOOL_WORDS(T, LANES)                                                                                \
+    for (; c + 4 * (LANES) <= channels; c += 4 * (LANES)) {                                                            \
+        const thrifty_##T *at = from + c;                                                                              \
+        uint32_t top0 = thrifty_load4(at), top1 = thrifty_load4(at + (LANES));                                         \
+        uint32_t top2 = thrifty_load4(at + 2 * (LANES)), top3 = thrifty_load4(at + 3 * (LANES));                       \
+        THRIFTY_POOL_EACH_TAP {                                                                                        \
+            top0 = thrifty_max##LANES##_##T(top0, thrifty_load4(at));                                                  \
+            top1 = thrifty_max##LANES##_##T(top1, thrifty_load4(at + (LANES)));                                        \
+            top2 = thrifty_max##LANES##_##T(top2, thrifty_load4(at + 2 * (LANES)));                                    \
+            top3 = thrifty_max##LANES##_##T(top3, thrifty_load4(at + 3 * (LANES)));                                    \
+        }                                                                                                              \
+        THRIFTY_MAXPOOL_STORE(T, LANES, 0);                                                                            \
+        THRIFTY_MAXPOOL_STORE(T, LANES, 1);                                                                            \
+        THRIFTY_MAXPOOL_STORE(T, LANES, 2);                                                                            \
+        THRIFTY_MAXPOOL_STORE(T, LANES, 3);                                                                            \
+    }                                                                                                                  \
+    for (; c + (LANES) <= channels; c += (LANES)) {                                                                    \
+        const thrifty_##T *at = from + c;                                                                              \
+        uint32_t top0 = thrifty_load4(at);                                                                             \
+        THRIFTY_POOL_EACH_TAP {                                                                                        \
+            top0 = thrifty_max##LANES##_##T(top0, thrifty_load4(at));                                                  \
+        }                                                                                                              \
+        THRIFTY_MAXPOOL_STORE(T, LANES, 0);                                                                            \
+    }
 
 /* four channels at a time in two words of 16-bit sums: up to 256 additions of 8-bit numbers fit */
-#define THRIFTY_AVGPOOL_WORDS(X, Y)                                                                                    \
-    for (; c + 4 <= p->channels && w.rows * w.columns <= 256; c += 4) {                                                \
+#define THRIFTY_AVGPOOL_WORDS(X, Y, SUM)                                                                               \
+    const int32_t words = rows * columns <= 256 ? channels & ~3 : 0;                                                   \
+    for (; c < words; c += 4) {                                                                                        \
         const thrifty_##X *at = from + c;                                                                              \
         uint32_t even = 0, odd = 0;                                                                                    \
-        int32_t i, j;                                                                                                  \
-        for (i = w.rows; i > 0; i--, at += skip) {                                                                     \
-            for (j = w.columns; j > 0; j--, at += p->channels) {                                                       \
-                const uint32_t four = thrifty_load4(at);                                                               \
-                even = thrifty_add_even_##X(even, four);                                                               \
-                odd = thrifty_add_odd_##X(odd, four);                                                                  \
-            }                                                                                                          \
+        THRIFTY_POOL_EACH_TAP {                                                                                        \
+            const uint32_t four = thrifty_load4(at);                                                                   \
+            even = thrifty_add_even_##X(even, four);                                                                   \
+            odd = thrifty_add_odd_##X(odd, four);                                                                      \
         }                                                                                                              \
-        y[c] = (thrifty_##Y)thrifty_pool_mean((THRIFTY_POOL_SUM_##X)even, m);                                          \
-        y[c + 1] = (thrifty_##Y)thrifty_pool_mean((THRIFTY_POOL_SUM_##X)odd, m);                                       \
-        y[c + 2] = (thrifty_##Y)thrifty_pool_mean((THRIFTY_POOL_SUM_##X)(even >> 16), m);                              \
-        y[c + 3] = (thrifty_##Y)thrifty_pool_mean((THRIFTY_POOL_SUM_##X)(odd >> 16), m);                               \
+        y[c] = (thrifty_##Y)thrifty_pool_mean((SUM)even, m);                                                           \
+        y[c + 1] = (thrifty_##Y)thrifty_pool_mean((SUM)odd, m);                                                        \
+        y[c + 2] = (thrifty_##Y)thrifty_pool_mean((SUM)(even >> 16), m);                                               \
+        y[c + 3] = (thrifty_##Y)thrifty_pool_mean((SUM)(odd >> 16), m);                                                \
     }
-#define THRIFTY_POOL_SUM_s8 int16_t
-#define THRIFTY_POOL_SUM_u8 uint16_t
 #else
+#define THRIFTY_MAXPOOL_LIMITS(LANES, LEAST, MOST)
 #define THRIFTY_MAXPOOL_WORDS(T, LANES)
-#define THRIFTY_MAXPOOL_LIMITS(LANES)
-#define THRIFTY_AVGPOOL_WORDS(X, Y)
+#define THRIFTY_AVGPOOL_WORDS(X, Y, SUM)
 #endif
 
-#define THRIFTY_MAXPOOL(T, LIMIT, WORDS, LIMITS, LANES)                                                                \
+#define THRIFTY_MAXPOOL(T, LIMIT, LIMITS, WORDS, LANES, LEAST, MOST)                                                   \
     static inline void thrifty_maxpool_##T(const thrifty_pool_t *p, const thrifty_##T *x, thrifty_##T *y, LIMIT low,   \
                                            LIMIT high)                                                                 \
     {                                                                                                                  \
-        int32_t oy, ox;                                                                                                \
-        LIMITS(LANES)                                                                                                  \
-        THRIFTY_POOL_LOOP(p)                                                                                           \
-        {                                                                                                              \
-            const thrifty_window_t w = thrifty_window(p, oy, ox);                                                      \
-            const thrifty_##T *const from = x + (w.row * p->in_width + w.column) * p->channels;                        \
-            const int32_t skip = (p->in_width - w.columns) * p->channels;                                              \
-            int32_t c = 0;                                                                                             \
+        const int32_t channels = p->channels;                                                                          \
+        int32_t oy, ox, i, j;                                                                                          \
+        LIMITS(LANES, LEAST, MOST)                                                                                     \
+        THRIFTY_POOL_EACH_PIXEL {                                                                                      \
+            THRIFTY_POOL_START(T);                                                                                     \
             WORDS(T, LANES)                                                                                            \
-            for (; c < p->channels; c++) {                                                                             \
+            for (; c < channels; c++) {                                                                                \
                 const thrifty_##T *at = from + c;                                                                      \
-                thrifty_##T top = *at;                                                                                 \
-                int32_t i, j;                                                                                          \
-                for (i = w.rows; i > 0; i--, at += skip) {                                                             \
-                    for (j = w.columns; j > 0; j--, at += p->channels) {                                               \
-                        top = *at > top ? *at : top;                                                                   \
-                    }                                                                                                  \
+                LIMIT top = *at;                                                                                       \
+                THRIFTY_POOL_EACH_TAP {                                                                                \
+                    top = *at > top ? *at : top;                                                                       \
                 }                                                                                                      \
                 y[c] = (thrifty_##T)THRIFTY_CLAMP(top, low, high);                                                     \
             }                                                                                                          \
         }                                                                                                              \
     }
 
-#define THRIFTY_NOTHING(...)
+THRIFTY_MAXPOOL(s8, int32_t, THRIFTY_MAXPOOL_LIMITS, THRIFTY_MAXPOOL_WORDS, 4, -128, 127)
+THRIFTY_MAXPOOL(u8, int32_t, THRIFTY_MAXPOOL_LIMITS, THRIFTY_MAXPOOL_WORDS, 4, 0, 255)
+THRIFTY_MAXPOOL(s16, int32_t, THRIFTY_MAXPOOL_LIMITS, THRIFTY_MAXPOOL_WORDS, 2, -32768, 32767)
+THRIFTY_MAXPOOL(f32, float, THRIFTY_POOL_NOTHING, THRIFTY_POOL_NOTHING, 1, 0, 0)
 
-THRIFTY_MAXPOOL(s8, int32_t, THRIFTY_MAXPOOL_WORDS, THRIFTY_MAXPOOL_LIMITS, 4)
-THRIFTY_MAXPOOL(u8, int32_t, THRIFTY_MAXPOOL_WORDS, THRIFTY_MAXPOOL_LIMITS, 4)
-THRIFTY_MAXPOOL(s16, int32_t, THRIFTY_MAXPOOL_WORDS, THRIFTY_MAXPOOL_LIMITS, 2)
-THRIFTY_MAXPOOL(f32, float, THRIFTY_NOTHING, THRIFTY_NOTHING, 1)
-
-#define THRIFTY_AVGPOOL(X, Y, WORDS)                                                                                   \
+#define THRIFTY_AVGPOOL(X, Y, WORDS, SUM)                                                                              \
     static inline void thrifty_avgpool_##X##_##Y(const thrifty_pool_t *p, const thrifty_pool_mean_t *m,                \
                                                  const thrifty_##X *x, thrifty_##Y *y)                                 \
     {                                                                                                                  \
-        int32_t oy, ox;                                                                                                \
-        THRIFTY_POOL_LOOP(p)                                                                                           \
-        {                                                                                                              \
-            const thrifty_window_t w = thrifty_window(p, oy, ox);                                                      \
-            const thrifty_##X *const from = x + (w.row * p->in_width + w.column) * p->channels;                        \
-            const int32_t skip = (p->in_width - w.columns) * p->channels;                                              \
-            int32_t c = 0;                                                                                             \
-            WORDS(X, Y)                                                                                                \
-            for (; c < p->channels; c++) {                                                                             \
+        const int32_t channels = p->channels;                                                                          \
+        int32_t oy, ox, i, j;                                                                                          \
+        THRIFTY_POOL_EACH_PIXEL {                                                                                      \
+            THRIFTY_POOL_START(X);                                                                                     \
+            WORDS(X, Y, SUM)                                                                                           \
+            for (; c < channels; c++) {                                                                                \
                 const thrifty_##X *at = from + c;                                                                      \
                 int32_t sum = 0;                                                                                       \
-                int32_t i, j;                                                                                          \
-                for (i = w.rows; i > 0; i--, at += skip) {                                                             \
-                    for (j = w.columns; j > 0; j--, at += p->channels) {                                               \
-                        sum += *at;                                                                                    \
-                    }                                                                                                  \
+                THRIFTY_POOL_EACH_TAP {                                                                                \
+                    sum += *at;                                                                                        \
                 }                                                                                                      \
                 y[c] = (thrifty_##Y)thrifty_pool_mean(sum, m);                                                         \
             }                                                                                                          \
         }                                                                                                              \
     }
 
-#define THRIFTY_AVGPOOL_TO_ALL(X, WORDS)                                                                               \
-    THRIFTY_AVGPOOL(X, s8, WORDS)                                                                                      \
-    THRIFTY_AVGPOOL(X, u8, WORDS)                                                                                      \
-    THRIFTY_AVGPOOL(X, s16, WORDS)
+#define THRIFTY_AVGPOOL_TO_ALL(X, WORDS, SUM)                                                                          \
+    THRIFTY_AVGPOOL(X, s8, WORDS, SUM)                                                                                 \
+    THRIFTY_AVGPOOL(X, u8, WORDS, SUM)                                                                                 \
+    THRIFTY_AVGPOOL(X, s16, WORDS, SUM)
 
-THRIFTY_AVGPOOL_TO_ALL(s8, THRIFTY_AVGPOOL_WORDS)
-THRIFTY_AVGPOOL_TO_ALL(u8, THRIFTY_AVGPOOL_WORDS)
-THRIFTY_AVGPOOL_TO_ALL(s16, THRIFTY_NOTHING)
-/* clang-format on */
+THRIFTY_AVGPOOL_TO_ALL(s8, THRIFTY_AVGPOOL_WORDS, int16_t)
+THRIFTY_AVGPOOL_TO_ALL(u8, THRIFTY_AVGPOOL_WORDS, uint16_t)
+THRIFTY_AVGPOOL_TO_ALL(s16, THRIFTY_POOL_NOTHING, int32_t)
 
 static inline void thrifty_avgpool_f32(const thrifty_pool_t *p, const float *x, float *y, float count, float low,
                                        float high)
 {
-    int32_t oy, ox, c, i, j;
-    THRIFTY_POOL_LOOP(p)
-    {
-        const thrifty_window_t w = thrifty_window(p, oy, ox);
-        for (c = 0; c < p->channels; c++) {
-            const float *at = x + (w.row * p->in_width + w.column) * p->channels + c;
+    const int32_t channels = p->channels;
+    int32_t oy, ox, i, j;
+    THRIFTY_POOL_EACH_PIXEL {
+        THRIFTY_POOL_START(f32);
+        for (; c < channels; c++) {
+            const float *at = from + c;
             float sum = 0.0f;
-            for (i = w.rows; i > 0; i--, at += (p->in_width - w.columns) * p->channels) {
-                for (j = w.columns; j > 0; j--, at += p->channels) {
-                    sum += *at;
-                }
+            THRIFTY_POOL_EACH_TAP {
+                sum += *at;
             }
             sum /= count;
             y[c] = THRIFTY_CLAMP(sum, low, high);
         }
     }
 }
+/* clang-format on */
 
-#undef THRIFTY_POOL_LOOP
+#undef THRIFTY_POOL_NOTHING
+#undef THRIFTY_POOL_EACH_PIXEL
+#undef THRIFTY_POOL_START
+#undef THRIFTY_POOL_EACH_TAP
 #undef THRIFTY_MAXPOOL
 #undef THRIFTY_AVGPOOL
 #undef THRIFTY_AVGPOOL_TO_ALL
-#undef THRIFTY_NOTHING
 
 #endif

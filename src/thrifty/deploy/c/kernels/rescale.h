@@ -18,8 +18,7 @@
         int32_t o, i;                                                                                                  \
         for (o = 0; o < outer; o++, x += inner, y += stride) {                                                         \
             for (i = 0; i < inner; i++) {                                                                              \
-                const int32_t rounded = (x[i] * m + half) >> shift;                                                    \
-                y[i] = (thrifty_##Y)THRIFTY_CLAMP(rounded, low, high);                                                 \
+                y[i] = thrifty_narrow_##Y(x[i] * m + half, shift, low, high);                                          \
             }                                                                                                          \
         }                                                                                                              \
     }

@@ -94,11 +94,60 @@ THRIFTY_INLINE int32_t thrifty_dot2(uint32_t a, uint32_t b, int32_t acc)
     return r;
 }
 
+/* GCC makes branches of a clamp that LLVM turns into one instruction: the shift and the saturation, said in assembly */
+#if !defined(__clang__) && defined(__OPTIMIZE__)
+#define THRIFTY_SATURATE(name, instruction)                                                                            \
+    THRIFTY_INLINE int32_t name(int32_t value, int shift)                                                              \
+    {                                                                                                                  \
+        int32_t r;                                                                                                     \
+        if (__builtin_constant_p(shift) && shift > 0) {                                                                \
+            __asm__(instruction ", asr %2" : "=r"(r) : "r"(value), "i"(shift) : "cc");                                 \
+        } else {                                                                                                       \
+            __asm__(instruction : "=r"(r) : "r"(value >> shift) : "cc");                                               \
+        }                                                                                                              \
+        return r;                                                                                                      \
+    }
+
+THRIFTY_SATURATE(thrifty_saturate_s8, "ssat %0, #8, %1")
+THRIFTY_SATURATE(thrifty_saturate_u8, "usat %0, #8, %1")
+THRIFTY_SATURATE(thrifty_saturate_s16, "ssat %0, #16, %1")
+#undef THRIFTY_SATURATE
+#define THRIFTY_HAS_SATURATE
+#endif
+
 #undef THRIFTY_UNARY
 #undef THRIFTY_BINARY
 #undef THRIFTY_SELECT
 #else
 #define THRIFTY_DSP 0
 #endif
+
+#if !defined(THRIFTY_HAS_SATURATE)
+#define thrifty_saturate_s8(value, shift) ((value) >> (shift))
+#define thrifty_saturate_u8(value, shift) ((value) >> (shift))
+#define thrifty_saturate_s16(value, shift) ((value) >> (shift))
+#endif
+
+/* value / 2^shift rounded down, clamped to low..high, which lie within the type; all but `value` are constants */
+#define THRIFTY_NARROW(T, LEAST, MOST)                                                                                 \
+    THRIFTY_INLINE thrifty_##T thrifty_narrow_##T(int32_t value, int shift, int32_t low, int32_t high)                 \
+    {                                                                                                                  \
+        const int32_t y = thrifty_saturate_##T(value, shift);                                                          \
+        if (THRIFTY_SATURATES && low == (LEAST) && high == (MOST)) {                                                   \
+            return (thrifty_##T)y;                                                                                     \
+        }                                                                                                              \
+        return (thrifty_##T)THRIFTY_CLAMP(y, low, high);                                                               \
+    }
+
+#if defined(THRIFTY_HAS_SATURATE)
+#define THRIFTY_SATURATES 1
+#else
+#define THRIFTY_SATURATES 0
+#endif
+THRIFTY_NARROW(s8, -128, 127)
+THRIFTY_NARROW(u8, 0, 255)
+THRIFTY_NARROW(s16, -32768, 32767)
+#undef THRIFTY_NARROW
+#undef THRIFTY_SATURATES
 
 #endif
