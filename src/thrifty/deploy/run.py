@@ -42,11 +42,12 @@ def run(program: Program, x: npt.ArrayLike, trace: bool = False) -> Array | dict
     Raises DataError when the shape or a value does not fit the input buffer.
     """
     x = _fitting(np.asarray(x), program.buffers[program.input])
-    last = _last_readers(program)
-    chunks = [
-        _run_batch(program, x[start : start + BATCH], {} if trace else last)
-        for start in range(0, max(len(x), 1), BATCH)
-    ]
+    if not len(x):
+        empty = {name: np.empty((0, *b.shape), b.dtype) for name, b in program.buffers.items()}
+        return empty if trace else empty[program.output]
+    last = {} if trace else _last_readers(program)
+    starts = range(0, len(x), BATCH)
+    chunks = [_run_batch(program, x[start : start + BATCH], last) for start in starts]
     if trace:
         return {name: np.concatenate([c[name] for c in chunks]) for name in program.buffers}
     return np.concatenate([c[program.output] for c in chunks])
