@@ -69,7 +69,11 @@ def test_shifting_is_the_nearest_integer_ties_up(value, shift):
 
 
 @settings(max_examples=200, deadline=None)
-@given(values=st.lists(int32, min_size=1, max_size=20), shift=st.integers(0, 31), multiplier=st.integers(1, 2**31 - 1))
+@given(
+    values=st.lists(int32, min_size=1, max_size=20),
+    shift=st.integers(0, 31),
+    multiplier=st.integers(1, 2**31 - 1),
+)
 def test_torch_is_numpy(values, shift, multiplier):
     a, t = np.array(values), torch.tensor(values, dtype=torch.int64)
     assert arith.round_shift(a, shift).tolist() == arith.round_shift(t, shift).tolist()

@@ -1,4 +1,4 @@
-"""The operator battery: every entry of OPS, on random examples of its own: torch ~ interpreter == C on this computer."""
+"""The operator battery: every entry of OPS on its own random examples: torch ~ interpreter == host C."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ IN_C = 3  # of them are compiled as well
 ran: dict[tuple[str, str], int] = {}
 
 
-@pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
+@pytest.fixture(params=CASES, ids="-".join)
 def examples(request):
     name, kind = request.param
     graphs = [OPS[name].example(np.random.default_rng(seed), kind) for seed in SEEDS]

@@ -74,8 +74,20 @@ def on_target(folder: Path, core: str) -> CRule:
     tool = CrossCompiler.find("auto", chosen)
     elf = folder / "loops.elf"
     source = kernels_in(folder)
-    flags = ["-std=c99", "-O2", "-ffreestanding", "-nostdlib", "-static", f"-Wl,-Ttext={BASE:#x}", "-Wl,-e,all_round"]
-    subprocess.run([*tool.program, *tool.flags, *flags, source, *tool.libraries, "-o", elf], check=True, capture_output=True)
+    flags = [
+        "-std=c99",
+        "-O2",
+        "-ffreestanding",
+        "-nostdlib",
+        "-static",
+        f"-Wl,-Ttext={BASE:#x}",
+        "-Wl,-e,all_round",
+    ]
+    subprocess.run(
+        [*tool.program, *tool.flags, *flags, source, *tool.libraries, "-o", elf],
+        check=True,
+        capture_output=True,
+    )
     with elf.open("rb") as stream:
         file = ELFFile(stream)
         segments = [(s["p_vaddr"], s.data()) for s in file.iter_segments() if s["p_type"] == "PT_LOAD"]

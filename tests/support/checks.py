@@ -124,7 +124,10 @@ def check_same_bytes(expected: np.ndarray, got: np.ndarray) -> int:
 
 def check_plan(program, plan) -> int:
     """No two live buffers share a byte, but for operators that work in place; the arena holds them all."""
-    needs = {**{n: b.size_bytes for n, b in program.buffers.items()}, **{n: plan.sizes[n] for n in plan.offsets}}
+    needs = {
+        **{n: b.size_bytes for n, b in program.buffers.items()},
+        **{n: plan.sizes[n] for n in plan.offsets},
+    }
     lives = lives_of(program)
     lives |= {c.name: (i, i) for i, c in enumerate(program.calls) if c.name in plan.offsets and c.name not in lives}
     assert set(plan.offsets) == set(lives)
@@ -170,7 +173,9 @@ def check_plan_by_running(program, plan, example: np.ndarray) -> int:
 
     def at(name: str) -> np.ndarray:
         buffer = program.buffers[name]
-        return arena[plan.offsets[name] : plan.offsets[name] + buffer.size_bytes].view(buffer.dtype).reshape(buffer.shape)
+        return (
+            arena[plan.offsets[name] : plan.offsets[name] + buffer.size_bytes].view(buffer.dtype).reshape(buffer.shape)
+        )
 
     at(program.input)[...] = example
     for call in program.calls:

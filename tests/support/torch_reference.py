@@ -1,4 +1,4 @@
-"""A network in torch, in real numbers (float64), rounded only where a format says so: an independent meaning of a graph."""
+"""A network in torch, in float64, rounded only where a format says so: an independent meaning."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from thrifty.graph import Graph, Node
 
 
 def outputs(graph: Graph, stored: np.ndarray) -> np.ndarray:
-    """Return what the graph gives for inputs in buffer layout (n, H, W, C), in the output's integers (reals without formats)."""
+    """Return integers (reals without formats) for inputs in buffer layout (n, H, W, C)."""
     values: dict[str, torch.Tensor] = {}
     points = set(graph.quantised_points())
     for node in graph:
@@ -39,7 +39,7 @@ def rounded(node: Node, value: torch.Tensor, graph: Graph) -> torch.Tensor:
 
 
 def allowed_units(graph: Graph) -> float:
-    """The stated error: one unit; a sum adds what its 15-bit ratios leave of its inputs; batch norms have rounded factors."""
+    """The stated error: one unit, and what rounded ratios of sums and factors of batch norms add."""
     if any(n.op == "batchnorm" for n in graph):
         return 40 if any(n.format and n.format.bits > 8 for n in graph) else 4
     return 1 + max((_ratio_error(graph, n) for n in graph), default=0.0)
@@ -47,7 +47,7 @@ def allowed_units(graph: Graph) -> float:
 
 def _ratio_error(graph: Graph, node: Node) -> float:
     fmt = node.format
-    if node.op == "add" or node.op == "concat" or (node.op == "identity" and fmt):
+    if node.op in {"add", "concat"} or (node.op == "identity" and fmt):
         point = graph.fused_into(node.name) or node.name
         fmt = graph[point].format
         inputs = [integer.output_format(graph, name) for name in node.inputs]
@@ -92,7 +92,9 @@ def linear(node: Node, x: torch.Tensor) -> torch.Tensor:
 
 def batchnorm(node: Node, x: torch.Tensor) -> torch.Tensor:
     shape = (1, -1, *[1] * (x.ndim - 2))
-    scale, shift = (torch.from_numpy(np.asarray(node.constants[k], np.float64)).reshape(shape) for k in ("scale", "shift"))
+    scale, shift = (
+        torch.from_numpy(np.asarray(node.constants[k], np.float64)).reshape(shape) for k in ("scale", "shift")
+    )
     return x * scale + shift
 
 

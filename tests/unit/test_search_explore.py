@@ -1,6 +1,7 @@
 """The order of trials, on made-up landscapes: monotone in the tolerance, anytime, honest about what fits."""
 
 import hashlib
+import itertools
 
 import pytest
 from hypothesis import given, settings
@@ -31,7 +32,7 @@ class World:
                 **{f"prune:{i}": (0.25, 0.5, 0.75) for i in range(layers)},
                 **{f"bits:{i}": (4,) for i in range(layers)},
             },
-            needs={f"bits:{i}": "precision" for i in range(layers)},
+            needs={f"bits:{i}": ("precision", ("int8", "int8-shift")) for i in range(layers)},
         )
 
     def drop(self, point: Point) -> float:
@@ -64,7 +65,11 @@ class World:
         return Trial(point, point.key, self.cost(point), 0.9 - drop, drop)
 
     def probe(self, point: Point) -> Probe:
-        return Probe(point, Cost(weight_bytes=self.cost(point).weight_bytes, macs=self.cost(point).macs), self.drop(point))
+        return Probe(
+            point,
+            Cost(weight_bytes=self.cost(point).weight_bytes, macs=self.cost(point).macs),
+            self.drop(point),
+        )
 
     def explore(self, max_drop, budget=None, **options) -> Explorer:
         budget = budget or Budget(max_drop=max_drop)
@@ -231,7 +236,7 @@ def test_assignments_are_nested_and_end_at_the_harshest():
     table = sensitivities(world.space, world.probe)
     choices = assignments(table, world.space)
     assert dict(choices[-1]) == {a: v[-1] for a, v in world.space.axes.items()}
-    for mild, harsh in zip(choices, choices[1:]):
+    for mild, harsh in itertools.pairwise(choices):
         for axis, value in mild:
             values = world.space.axes[axis]
             assert values.index(dict(harsh)[axis]) >= values.index(value)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from thrifty.budget import format_bytes
 from thrifty.cost import Cost
-from thrifty.errors import DataError, KnobError, MissingExtra, StoreError
+from thrifty.errors import DataError, KnobError, MissingExtra, StoreError, need
 from thrifty.graph import Graph
 from thrifty.report import Layer, Memory, Parity
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-__all__ = ["Deployment", "deploy", "measure"]
+__all__ = ["Deployment", "deploy", "measure", "refuse_missing_tools", "rehearse"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Deployment:
 
     program: Program
     target: str
-    folder: Path  # the C project
+    folder: Path | None  # the C project; None for a rehearsal
     cost: Cost  # flash, RAM and instructions measured; params, weight bytes and MACs counted
     memory: Memory  # the plan of the arena
     parity: Parity
@@ -96,40 +96,53 @@ def deploy(
     """Write a C project, build it for the target, run it there, and compare every byte with the program.
 
     model: a program, or a graph as `capture` makes it (quantised, or of float32), which is lowered first.
-    samples: real inputs in PyTorch's layout (n, ...); None = random integers over the whole input range. The program, the
-    host's C and the emulated target run all `vectors` first ones, which become the self-test; the host's C runs all.
-    name: prefix of the C names, when a graph is given.
-    Nothing is left in `folder` unless everything was built and fits the memory of the target.
-    Raises UnsupportedModel listing everything that cannot be deployed, KnobError when the target is too small or unknown,
-    MissingExtra without a compiler or emulator, ToolError when one fails, StoreError on a full disk.
+    samples: real inputs in PyTorch's layout (n, ...); None = random integers over the whole input range.
+    The program, the host's C and the emulated target run all `vectors` first ones, which become the self-
+    test; the host's C runs all. name: prefix of the C names, when a graph is given. Nothing is left in
+    `folder` unless everything was built and fits the memory of the target. Raises UnsupportedModel listing
+    everything that cannot be deployed, KnobError when the target is too small or unknown, MissingExtra
+    without a compiler or emulator, ToolError when one fails, StoreError on a full disk.
     """
     from thrifty.deploy.c.emit import emit
 
     chosen, program = _target(target), _program(model, name)
-    if vectors < 1:
-        raise KnobError(f"deploy needs at least one test vector, not {vectors}")
     stored = _inputs(program, samples, vectors)
     folder = Path(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".thrifty-", dir=folder.parent) as place:
             made = _made(program, chosen, Path(place) / "c", stored, vectors)
-            expected = made.expected
-            emit(program, folder, (stored[:vectors], expected[:vectors]), chosen)
+            emit(program, folder, (stored[:vectors], made.expected[:vectors]), chosen)
             made = _moved(made, folder)
     except OSError as err:
         raise StoreError(f"the C project cannot be written to {folder}: {err.strerror or err}") from err
-    return Deployment(
-        program=program,
-        target=chosen.name,
-        folder=folder,
-        cost=made.cost,
-        memory=made.memory,
-        parity=made.parity,
-        layer_instructions=made.emulation.per_layer if made.emulation else {},
-        stack_bytes=made.emulation.stack_bytes if made.emulation else None,
-        image=made.image,
-    )
+    return _deployment(program, chosen, folder, made)
+
+
+def rehearse(
+    model: Graph | Program,
+    target: str = "cortex-m4",
+    samples: npt.ArrayLike | None = None,
+    vectors: int = 8,
+    name: str = "model",
+) -> Deployment:
+    """Do all that `deploy` does, in a temporary folder that is gone afterwards: `folder` and `image` are None."""
+    chosen, program = _target(target), _program(model, name)
+    stored = _inputs(program, samples, vectors)
+    with tempfile.TemporaryDirectory(prefix="thrifty-") as place:
+        made = _made(program, chosen, Path(place) / "c", stored, vectors)
+    return replace(_deployment(program, chosen, None, made), image=None)
+
+
+def refuse_missing_tools(target: str | Target) -> None:
+    """Raise MissingExtra when the compiler or the emulator for a target is not installed."""
+    from thrifty.deploy.c.build import CrossCompiler
+
+    chosen = _target(target)
+    if chosen.core != "host":
+        CrossCompiler.find("auto", chosen)
+        need("unicorn", extra="deploy")
+        need("elftools.elf.elffile", extra="deploy")
 
 
 def measure(program: Program, target: str = "cortex-m4") -> Cost:
@@ -140,6 +153,20 @@ def measure(program: Program, target: str = "cortex-m4") -> Cost:
     with tempfile.TemporaryDirectory(prefix="thrifty-") as place:
         image, emulation = _built(program, _target(target), Path(place) / "c", _inputs(program, None, 1), None)
         return _cost(program, image, emulation)
+
+
+def _deployment(program: Program, target: Target, folder: Path | None, made: _Made) -> Deployment:
+    return Deployment(
+        program=program,
+        target=target.name,
+        folder=folder,
+        cost=made.cost,
+        memory=made.memory,
+        parity=made.parity,
+        layer_instructions=made.emulation.per_layer if made.emulation else {},
+        stack_bytes=made.emulation.stack_bytes if made.emulation else None,
+        image=made.image,
+    )
 
 
 @dataclass(frozen=True)
@@ -168,6 +195,8 @@ def _inputs(program: Program, samples: npt.ArrayLike | None, vectors: int) -> Ar
     """Return inputs in buffer layout (n, H, W, C): quantised samples, or random ones with both ends of the range."""
     from thrifty.deploy.run import quantize_input
 
+    if vectors < 1:
+        raise KnobError(f"deploy needs at least one test vector, not {vectors}")
     if samples is not None:
         real = np.asarray(samples, dtype=np.float32)
         if not len(real):
@@ -261,7 +290,10 @@ def _differing(got: Array, expected: Array) -> int:
 def _refuse_small(target: Target, flash_bytes: int, ram_bytes: int) -> None:
     short = [
         f"{what} {format_bytes(need)} of {format_bytes(has)}"
-        for what, need, has in (("flash", flash_bytes, target.flash_bytes), ("RAM", ram_bytes, target.ram_bytes))
+        for what, need, has in (
+            ("flash", flash_bytes, target.flash_bytes),
+            ("RAM", ram_bytes, target.ram_bytes),
+        )
         if has is not None and need > has
     ]
     if short:

@@ -1,12 +1,14 @@
 """Which recipes are tried, and in what order: a fixed sequence that the tolerated drop can only cut short.
 
-Two stages, after the outline that Deeplite Neutrino (Sankaran et al. 2021) gives of itself: sensitivities and a bisection
-on their tolerance find a coarse recipe ("exploration"); greedy moves by gain in cost per loss of score refine it
-("annealing"). Both run without training first; the same again with training, when that is not enough.
+Two stages, after the outline that Deeplite Neutrino (Sankaran et al. 2021) gives of itself: sensitivities
+and a bisection on their tolerance find a coarse recipe ("exploration"); greedy moves by gain in cost per
+loss of score refine it ("annealing"). Both run without training first; the same again with training, when
+that is not enough.
 
-Larger tolerance never gives a worse result, by construction. The sequence climbs a fixed ladder of tolerances, and what is
-tried on one rung depends only on what was tried on the rungs below; the caller's own tolerance decides where the climb
-ends, and which of all trials is taken. So the trials for a small tolerance are a subset of those for a larger one.
+Larger tolerance never gives a worse result, by construction. The sequence climbs a fixed ladder of
+tolerances, and what is tried on one rung depends only on what was tried on the rungs below; the caller's
+own tolerance decides where the climb ends, and which of all trials is taken. So the trials for a small
+tolerance are a subset of those for a larger one.
 """
 
 from __future__ import annotations
@@ -197,14 +199,14 @@ class Explorer:
         return low
 
     def _anneal(self, ledger: Ledger, rung: float, train: bool) -> None:
-        """Stage 2: from the cheapest trial on the rung, make the most rewarding move; undo and freeze it if it fails."""
+        """Stage 2: from the cheapest trial on the rung, make the most rewarding moves; freeze those that fail."""
         state = cheapest(ledger.visible(rung), self.goal, rung)
         frozen: set[str] = set()
         while state is not None:
             moves = [a for a in self.space.moves(state.point) if a not in frozen]
             if not moves:
                 return
-            axis = max(moves, key=lambda a: self._reward(state, a))
+            axis = max(moves, key=lambda a, now=state: self._reward(now, a))  # type: ignore[misc]
             moved = state.point.moved(axis, self.space.next_value(state.point, axis)).moved(TRAIN, train)
             trial = ledger.ask(moved, rung)
             if trial.within(rung) and self.goal.key(trial.cost) < self.goal.key(state.cost):

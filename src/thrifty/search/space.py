@@ -101,20 +101,26 @@ class Space:
     bases: tuple[Point, ...]  # tried first, in this order; the first is the untouched model
     start: Point  # what sensitivities are taken from: the favourite integer base
     axes: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
-    needs: Mapping[str, str] = field(default_factory=dict)  # axis -> the axis that must be set for it to mean anything
+    needs: Mapping[str, tuple[str, tuple[Value, ...]]] = field(default_factory=dict)
+    # axis -> (other axis, its values) without which a setting on the axis means nothing
+
+    def means(self, point: Point, axis: str) -> bool:
+        """Whether a setting on an axis means something at a point."""
+        if axis not in self.needs:
+            return True
+        other, values = self.needs[axis]
+        return point.get(other) in values
 
     def moves(self, point: Point) -> list[str]:
         """Return the axes along which the point can go one notch further."""
-        able = [a for a in self.axes if point.get(self.needs.get(a, a)) is not None or a not in self.needs]
-        return [a for a in able if self.next_value(point, a) is not None]
+        return [a for a in self.axes if self.means(point, a) and self.next_value(point, a) is not None]
 
     def over(self, base: Point, choice: Iterable[tuple[str, Value]]) -> Point:
-        """Return the base with a choice of values on top; a value that means nothing there, or is milder, is left out."""
+        """Return the base with a choice on top, but for values that mean nothing there or are milder."""
         for axis, value in choice:
-            if axis in self.needs and base.get(self.needs[axis]) is None:
-                continue
             values, now = self.axes[axis], base.get(axis)
-            if now not in values or values.index(value) > values.index(now):
+            milder = now in values and values.index(value) <= values.index(now)
+            if self.means(base, axis) and not milder:
                 base = base.moved(axis, value)
         return base
 
@@ -172,7 +178,8 @@ def _known(number: float | None) -> float:
 def cheapest(trials: Iterable[Trial], goal: Goal, max_drop: float | None) -> Trial | None:
     """Return the best trial that loses at most `max_drop`; None when there is none.
 
-    With max_drop None and limits, the score is the goal: among those within every limit, the highest score, then the cheapest.
+    With max_drop None and limits, the score is the goal: among those within every limit, the highest score,
+    then the cheapest.
     """
     fine = [t for t in trials if t.within(max_drop)]
     if not fine:
@@ -212,4 +219,9 @@ def pareto(trials: Sequence[Trial]) -> tuple[Trial, ...]:
 
 def _vector(trial: Trial) -> tuple[float, float, float, float]:
     cost = trial.cost
-    return (-(trial.score or 0.0), _known(cost.flash_bytes), _known(cost.ram_bytes), _known(cost.instructions))
+    return (
+        -(trial.score or 0.0),
+        _known(cost.flash_bytes),
+        _known(cost.ram_bytes),
+        _known(cost.instructions),
+    )

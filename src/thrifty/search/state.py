@@ -32,8 +32,8 @@ class State:
     def open(folder: str | Path | None, request: Mapping[str, str]) -> State:
         """Start a search in a folder, or go on with the one that is there.
 
-        request: what identifies the search, by name. Raises StoreError when the folder holds another search (it names what
-        differs), an unreadable line, or cannot be written.
+        request: what identifies the search, by name. Raises StoreError when the folder holds another search
+        (it names what differs), an unreadable line, or cannot be written.
         """
         if folder is None:
             return State()
@@ -152,7 +152,13 @@ def _same_request(path: Path, entry: Mapping[str, Any], request: Mapping[str, st
         raise StoreError(f"{path} was written by another version of the search; search in another folder")
     old = entry["request"]
     names = sorted(set(old) | set(request))
-    changed = [f"{n}: {old.get(n, 'nothing')} there, {request.get(n, 'nothing')} now" for n in names if old.get(n) != request.get(n)]
+    changed = [
+        f"{n}: {old.get(n, 'nothing')} there, {request.get(n, 'nothing')} now"
+        for n in names
+        if old.get(n) != request.get(n)
+    ]
     if changed:
         listed = "\n".join(f"  - {c}" for c in changed)
-        raise StoreError(f"{path} belongs to another search; search in another folder, or delete it. What differs:\n{listed}")
+        raise StoreError(
+            f"{path} belongs to another search; search in another folder, or delete it. What differs:\n{listed}"
+        )

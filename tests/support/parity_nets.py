@@ -36,7 +36,22 @@ class RandomNet(nn.Module):
 
     def _add(self, rng: np.random.Generator, maps: list[torch.Tensor], shapes: list[tuple[int, ...]]) -> None:
         x = maps[-1]
-        kind = str(rng.choice(["conv", "conv", "block", "block", "depthwise", "grouped", "pool", "residual", "concat", "act"]))
+        kind = str(
+            rng.choice(
+                [
+                    "conv",
+                    "conv",
+                    "block",
+                    "block",
+                    "depthwise",
+                    "grouped",
+                    "pool",
+                    "residual",
+                    "concat",
+                    "act",
+                ]
+            )
+        )
         channels = x.shape[1]
         if kind == "residual":
             layer, other = self._conv(rng, channels, channels, 3, 1, 1), len(maps) - 1
