@@ -51,10 +51,12 @@ def _check(model: nn.Module, groups: Mapping[str, Group], kept: Mapping[str, Seq
     if bad:
         raise Incompatible("these channels cannot be cut: " + "; ".join(bad))
     for name, units in kept.items():
-        if not len(units) or min(units) < 0 or max(units) >= groups[name].size:
-            raise KnobError(
-                f"'{name}' has units 0..{groups[name].size - 1}; keep at least one of them, not {list(units)}"
-            )
+        last = groups[name].size - 1
+        if not len(units) or min(units) < 0 or max(units) > last:
+            raise KnobError(f"'{name}' has units 0..{last}; keep at least one of them, not {list(units)}")
+        empty = [m.module for m in groups[name].members if m.role == "out" and not len(m.kept(units))]
+        if empty:
+            raise KnobError(f"'{name}' would leave no channel in {', '.join(empty)}; keep a unit of each cell")
 
 
 def why_not(model: nn.Module, group: Group) -> str:
@@ -76,14 +78,10 @@ def refuse_quantised(model: nn.Module, what: str) -> None:
     """Raise Incompatible when a part of the model is quantised or its weights are parametrised."""
     bad = [n or type(m).__name__ for n, m in model.named_modules() if getattr(m, "quantized", False) is True]
     if not bad:
-        bad = [
-            n for n, m in model.named_modules() if isinstance(m, EDITABLE) and parametrize.is_parametrized(m)
-        ]
+        bad = [n for n, m in model.named_modules() if isinstance(m, EDITABLE) and parametrize.is_parametrized(m)]
     if bad:
         where = ", ".join(bad)
-        raise Incompatible(
-            f"{what} edits plain weights; quantised or parametrised: {where}; put {what} first"
-        )
+        raise Incompatible(f"{what} edits plain weights; quantised or parametrised: {where}; put {what} first")
 
 
 def _slice(model: nn.Module, tensor: str, axes: Mapping[int, Indices]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from types import SimpleNamespace
 
@@ -86,9 +87,7 @@ class TestDead:
     def test_through_batch_norm_hardswish_pools_and_flatten(self):
         torch.manual_seed(0)
         model = head(1, nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Hardswish(), nn.AvgPool2d(2))
-        model = nn.Sequential(
-            *model[:4], nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2)
-        )
+        model = nn.Sequential(*model[:4], nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2))
         kill(model[0], 2)
         edited = shrink(model)
         assert (edited[0].out_channels, edited[1].num_features, edited[6].in_features) == (7, 7, 7)
@@ -185,7 +184,8 @@ def test_random_networks_keep_their_function(letters, one_d, flat, seed):
                 if m.bias is not None:
                     m.bias[rows[0]] = float(rng.choice([0.0, -0.5, 0.5]))
                     m.bias[rows[3]] = m.bias[rows[2]].clone()
-    shrink(model, x)
+    with contextlib.suppress(NothingToDo):  # all constants under padding, all copies in sums
+        shrink(model, x)
 
 
 def test_mobilenet_with_dead_output_filters_of_its_1x1_layers():
@@ -217,9 +217,7 @@ def test_mobilenet_with_dead_output_filters_of_its_1x1_layers():
 
 class TestDuplicates:
     def test_equal_filters_merge(self):
-        model = head(
-            6, nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1)
-        )
+        model = head(6, nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1))
         with torch.no_grad():
             for tensor in (*model[0].parameters(), *model[1].parameters(), *model[1].buffers()):
                 if tensor.dim():
@@ -238,9 +236,7 @@ class TestDuplicates:
 
     def test_through_depthwise_and_flatten(self):
         torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 5, groups=6), nn.Flatten(), nn.Linear(96, 2)
-        )
+        model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 5, groups=6), nn.Flatten(), nn.Linear(96, 2))
         with torch.no_grad():
             for layer in model[:2]:
                 layer.weight[4] = layer.weight[2]

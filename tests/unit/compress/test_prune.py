@@ -84,7 +84,7 @@ def test_masked_equals_cut(letters, width, one_d, flat, seed):
     graph = capture(model, x)
     rng = np.random.default_rng(seed)
     kept = {
-        g.name: sorted(rng.choice(g.size, size=int(rng.integers(1, g.size + 1)), replace=False).tolist())
+        g.name: sorted(u for c in g.cells for u in rng.permutation(c)[: rng.integers(1, len(c) + 1)].tolist())
         for g in channel_groups(graph)
         if g.prunable
     }
@@ -307,6 +307,15 @@ def test_cut_refuses_bad_requests():
     for units in ([], [24], [-1]):
         with pytest.raises(KnobError, match=r"0\.\.23"):
             cut(model, graph, {"2.1": units})
+
+
+def test_no_branch_may_become_empty():
+    torch.manual_seed(0)
+    model = Random("sd", 4, one_d=False, flat=False)
+    graph = capture(model, TASK.example)
+    group = next(g for g in channel_groups(graph) if len(g.cells) == 2)
+    with pytest.raises(KnobError, match="no channel in"):
+        cut(model, graph, {group.name: group.cells[0]})
 
 
 def test_code_that_depends_on_the_count_is_found():
