@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from thrifty.capture import capture
 from thrifty.compress.fake_quantize import WeightQuantizer
+from thrifty.compress.lossless import Lossless
+from thrifty.compress.prune import Prune
 from thrifty.compress.quantize import Quantize
 from thrifty.compress.quantized_model import QuantizedModel
 from thrifty.compress.train import Train
@@ -23,11 +25,23 @@ if TYPE_CHECKING:
     from thrifty.report import Report
     from thrifty.task import Task
 
-__all__ = ["PARAMETRISATIONS", "TECHNIQUES", "WRAPPERS", "Quantize", "QuantizedModel", "Train", "compress"]
+__all__ = [
+    "PARAMETRISATIONS",
+    "TECHNIQUES",
+    "WRAPPERS",
+    "Lossless",
+    "Prune",
+    "Quantize",
+    "QuantizedModel",
+    "Train",
+    "compress",
+]
 
 # What a recipe can name. Each class has `edit(model, task)` and `example()`, an instance for the contract
 # tests.
 TECHNIQUES: dict[str, Any] = {
+    "prune": Prune,
+    "lossless": Lossless,
     "quantize": Quantize,
     "train": Train,
 }
@@ -52,9 +66,7 @@ def compress(model: nn.Module, recipe: Recipe, task: Task, report: Report | None
         result = step.edit(result, task)
         seconds = time.perf_counter() - start
         if _output_shape(result, task.example) != shape:
-            raise DataError(
-                f"{label(step)} changed the output from {shape} to {_output_shape(result, task.example)}"
-            )
+            raise DataError(f"{label(step)} changed the output from {shape} to {_output_shape(result, task.example)}")
         if report is not None:
             cost, score = count(capture(result, task.example)), task.score(result)
             report.add(label(step), cost, score, seconds, knobs=asdict(step))  # type: ignore[call-overload]
