@@ -1,0 +1,88 @@
+"""Row buffers, and weights in the order in which the inner kernels of conv.h and linear.h read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thrifty.deploy.c.layer import FACTOR, Form, Layer
+
+Array = npt.NDArray[Any]
+
+TAPS = {"W8": 4, "W16": 4, "W4": 8, "W4X": 8}  # of an inner step: kernels/block.h
+
+
+@dataclass(frozen=True)
+class Window:
+    """The row buffer of some layer: rows.h."""
+
+    fill: str  # SWIZZLED, WORDS or NATURAL
+    column: int  # elements of a column
+    advance: int  # words of a lane from one window to the next
+    steps: int  # inner steps of a window
+    window_words: int  # of a lane
+
+
+def window_of(layer: Layer, weights: str) -> Window:
+    """Return how windows of a layer lie in a row buffer; weights: W8, W16, W4 or W4X."""
+    _, kh, kw, channels = layer.weight.shape
+    wide = layer.in_type == "int16"
+    fill = ("WORDS" if channels % 2 == 0 else "NATURAL") if wide else ("NATURAL" if channels % 4 else "SWIZZLED")
+    column = kh * channels + kh * channels % 2
+    steps = -(-kw * column // TAPS[weights])
+    advance = min(layer.stride[1], kw) * column // 2
+    return Window(fill, column, advance, steps, steps * TAPS[weights] // 2)
+
+
+def runs_of(layer: Layer, window: Window, tile: int) -> tuple[int, int, int]:
+    """Return (columns of a run, runs, columns from a run to the next) of a tile."""
+    kw, stride = layer.weight.shape[2], layer.stride[1]
+    return ((tile - 1) * stride + kw, 1, 0) if stride <= kw else (kw, tile, stride)
+
+
+def _ordered(layer: Layer, window: Window, taps: int) -> Array:
+    """Return weights (Co, taps of all steps) in the order of the row buffer, zeros where it has slack."""
+    count, kh, kw, channels = layer.weight.shape
+    columns = np.zeros((count, kw, window.column), dtype=np.int64)
+    columns[:, :, : kh * channels] = layer.weight.transpose(0, 2, 1, 3).reshape(count, kw, -1)
+    if window.fill == "SWIZZLED":
+        columns = columns.reshape(count, kw, -1, 4)[..., [0, 2, 1, 3]]
+    ordered = np.zeros((count, window.steps * taps), dtype=np.int64)
+    ordered[:, : kw * window.column] = columns.reshape(count, -1)
+    return ordered
+
+
+def _words(ordered: Array, weights: str) -> Array:
+    """Return (Co, words) of weights as a step wants them."""
+    bits = ordered.astype(np.uint32)  # two's complement
+    if weights == "W16":
+        pairs = bits.reshape(len(bits), -1, 2) & 0xFFFF
+        both: Array = (pairs[..., 0] | pairs[..., 1] << 16).astype(np.uint32)
+        return both
+    if weights == "W8":
+        places, mask = np.array([0, 16, 8, 24]), 0xFF
+    else:
+        places, mask = np.array([12, 28, 8, 24, 4, 20, 0, 16]), 0xF
+    groups = (bits.reshape(len(bits), -1, len(places)) & mask) << places.astype(np.uint32)
+    words: Array = np.bitwise_or.reduce(groups, axis=-1).astype(np.uint32)
+    return words
+
+
+def stream_of(layer: Layer, form: Form, window: Window, together: int) -> tuple[Array, int]:
+    """Return the packed constants, and how many words of them are for full blocks of `together` channels."""
+    words = _words(_ordered(layer, window, TAPS[form.weights]), form.weights)
+    bias = (form.bias << FACTOR[form.weights]).astype(np.int32).view(np.uint32)
+    parts: list[Array] = []
+    full = len(words) // together * together
+    blocks = [slice(i, i + together) for i in range(0, full, together)] + [
+        slice(i, i + 1) for i in range(full, len(words))
+    ]
+    for block in blocks:
+        parts += [bias[block], words[block].T.reshape(-1)]
+        if form.multiplier is not None:
+            parts.append(form.multiplier[block].astype(np.uint32))
+    size = words.shape[1] + 1 + (form.multiplier is not None)
+    return np.concatenate(parts).astype(np.uint32), full * size
