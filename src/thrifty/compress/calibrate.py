@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from thrifty.compress.points import WEIGHTED, weights_of
+from thrifty.compress.points import WEIGHTED
 from thrifty.compress.quantized_model import QuantizedModel
 from thrifty.compress.ranges import activation_magnitude, scale_of, weight_magnitudes, weight_shares
 from thrifty.compress.scales import update_scales
@@ -13,46 +15,49 @@ from thrifty.errors import DataError
 from thrifty.graph import Graph, Node
 
 BATCH = 64
+HEADROOM = 1.25  # of ranges of more than 8 bits: a step costs little there, a value beyond the range much
 KEPT = 16384  # values of one tensor and one batch that stay for choosing its range
 
 
-def set_ranges(model: QuantizedModel, graph: Graph, x: Tensor, ranges: str, percentile: float) -> None:
-    """Set the scale of every weight and every activation.
-
-    graph: of the float model, with constants; x: (n, ...) calibration inputs; ranges, percentile: see
-    Quantize. Raises DataError when a value is not finite.
-    """
-    fixed = model.arithmetic.fixed_scale
-    if fixed is not None:
-        set_fixed_scale(model, fixed)
-        return
-    for name in weights_of(graph):
+def set_weight_ranges(model: QuantizedModel, ranges: str) -> None:
+    """Choose the share of its largest magnitude that each weight's range keeps (weight_shares)."""
+    for name in model.sites:
         quantizer, weight = model.weight_quantizer(name), model.float_weight(name)
         arguments = (quantizer.bits, model.arithmetic.scales, ranges, quantizer.axis == 0)
         quantizer.ratio.copy_(weight_shares(weight, *arguments))
+
+
+def set_activation_ranges(model: QuantizedModel, x: Tensor, ranges: str, percentile: float) -> None:
+    """Set the scale of every activation, then of every weight.
+
+    x: (n, ...) calibration inputs; ranges, percentile: see Quantize. Raises DataError for a value that is
+    not finite.
+    """
     for name, seen in _observe(model, x).items():
         point = model.point(name)
         # saturating a score could change the class, so an output keeps its largest value
-        how = "minmax" if _is_output(model.graph, name) else ranges
+        how = "minmax" if _is_score(model.graph, name) else ranges
         top = activation_magnitude(seen, point.bits, point.signed, model.arithmetic.scales, how, percentile)
+        top *= HEADROOM if point.bits > 8 else 1.0
         point.scale.fill_(scale_of(top, point.bits, point.signed, model.arithmetic.scales))
     update_scales(model)
 
 
-def set_common_scale(model: QuantizedModel, graph: Graph, x: Tensor) -> float:
-    """Return the one power-of-two scale that holds every weight and every activation of the network."""
+def common_scale(model: QuantizedModel, x: Tensor) -> float:
+    """Return the one power-of-two scale that holds every weight and every activation seen."""
     tops = [float(v.abs().max()) for v in _observe(model, x).values()]
-    tops += [float(weight_magnitudes(model.float_weight(n), False)) for n in weights_of(graph)]
+    tops += [float(weight_magnitudes(model.float_weight(n), False)) for n in model.sites]
     return scale_of(max(tops), model.arithmetic.bits, True, "power_of_two")
 
 
 def set_fixed_scale(model: QuantizedModel, scale: float) -> None:
-    """Give every weight and every activation but softmax this scale."""
+    """Give every weight and every activation but softmax this scale, for good."""
+    model.arithmetic = replace(model.arithmetic, fixed_scale=scale)
     for node in model.graph:
         if model.has_point(node.name) and node.op != "softmax":
             model.point(node.name).scale.fill_(scale)
-        if node.op in WEIGHTED:
-            model.weight_quantizer(node.params["weight"]).scale.fill_(scale)
+    for name in model.sites:
+        model.weight_quantizer(name).scale.fill_(scale)
 
 
 def correct_biases(model: QuantizedModel, x: Tensor) -> None:
@@ -116,7 +121,7 @@ class _Observer:
         return y
 
 
-def _is_output(graph: Graph, name: str) -> bool:
+def _is_score(graph: Graph, name: str) -> bool:
     """Whether the values of a point are scores: given as they are, or through softmax or argmax."""
     readers = graph.consumers[name]
     return name in graph.outputs or any(graph[r].op in ("softmax", "argmax") for r in readers)

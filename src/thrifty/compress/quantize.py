@@ -5,13 +5,19 @@ from __future__ import annotations
 import copy
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from thrifty.capture import capture
-from thrifty.compress.calibrate import correct_biases, set_common_scale, set_ranges
+from thrifty.compress.calibrate import (
+    common_scale,
+    correct_biases,
+    set_activation_ranges,
+    set_fixed_scale,
+    set_weight_ranges,
+)
 from thrifty.compress.fold import fold_batch_norms
 from thrifty.compress.points import Arithmetic, weights_of
 from thrifty.compress.quantized_model import QuantizedModel
@@ -29,6 +35,7 @@ CHOICES = {
     "scales": SCALES,
     "granularity": ("network", "layer", "channel"),
     "ranges": RANGES,
+    "weight_ranges": ("minmax", "mse"),
     "rounding": ROUNDINGS,
 }
 
@@ -49,23 +56,18 @@ class Quantize:
     bits: int = 8  # of activations, and of weights unless weight_bits says otherwise: 2..16
     weight_bits: int | None = None  # of weights: 2..16, at most 8 when bits is at most 8
     scales: str = "multiplier"  # "multiplier": any scale, a 32-bit multiplication; "power_of_two": a shift
-    granularity: str = (
-        "channel"  # one weight scale per output channel, per layer, or one scale for the "network"
-    )
-    ranges: str = "mse"  # how far ranges reach: "minmax", "percentile", "mse" (least squared error)
+    granularity: str = "channel"  # a weight scale per output channel, per "layer", or one for the "network"
+    ranges: str = "mse"  # how far those of activations reach: "minmax", "percentile", "mse" (least squared error)
+    weight_ranges: str = "minmax"  # the same of weights: "minmax" or "mse" (may help at 3 bits and fewer)
     percentile: float = 99.99  # of ranges="percentile": share of the values, in percent, inside the range
     calibration_samples: int = 256  # training inputs that set the activation ranges
-    per_layer: Mapping[str, int] = field(
-        default_factory=dict
-    )  # module path pattern -> weight bits; the first match counts
-    fraction_bits: int | None = (
-        None  # of granularity="network": every scale is 2^-fraction_bits (MicroAI int16: 9)
-    )
+    per_layer: Mapping[str, int] = field(default_factory=dict)  # module path pattern -> weight bits; first match
+    fraction_bits: int | None = None  # of granularity="network": every scale is 2^-fraction_bits
     rounding: str = "half_up"  # "floor" only to compare with MicroAI's own arithmetic
     unsigned: bool = True  # bits <= 8: tensors that cannot be negative use 0..2^bits-1
     bias_correction: bool = True  # add the mean rounding error of each layer to its bias
     epochs: int = 0  # of quantisation-aware training
-    lr: float = 0.01
+    lr: float = 0.005
     training: Mapping[str, Any] = field(default_factory=dict)  # further fields of thrifty.training.Training
 
     def __post_init__(self) -> None:
@@ -79,15 +81,14 @@ class Quantize:
         widths = [b for b in (self.weight_bits, *self.per_layer.values()) if b is not None]
         largest = 8 if self.bits <= 8 else 16
         power_of_two, network = self.scales == "power_of_two", self.granularity == "network"
-        fraction = self.fraction_bits
+        fraction, samples = self.fraction_bits, self.calibration_samples
         rules = {
             f"bits is {self.bits}; it must be 2..16": 2 <= self.bits <= 16,
             f"weight_bits and per_layer hold {widths}; with bits={self.bits} they must be 2..{largest}": all(
                 2 <= b <= largest for b in widths
             ),
             f"percentile is {self.percentile}; it must be in (50, 100]": 50 < self.percentile <= 100,
-            f"calibration_samples is {self.calibration_samples}; it must be positive": self.calibration_samples
-            > 0,
+            f"calibration_samples is {samples}; it must be positive": samples > 0,
             "granularity='network' needs scales='power_of_two'": power_of_two or not network,
             "fraction_bits needs granularity='network'": network or fraction is None,
             f"fraction_bits is {fraction}; it must be -16..24": fraction is None or -16 <= fraction <= 24,
@@ -123,13 +124,11 @@ class Quantize:
         without weights.
         """
         if any(isinstance(m, QuantizedModel) for m in model.modules()):
-            raise Incompatible(
-                "the model is quantised already; quantise the float model, or use Train to train on"
-            )
+            raise Incompatible("the model is quantised already; quantise the float model, or use Train to train on")
         model = fold_batch_norms(copy.deepcopy(model).eval(), task.example)
         graph = capture(model, task.example)
         quantized = QuantizedModel(model, graph, self._arithmetic(), self._widths(graph))
-        self._calibrate(quantized, graph, task)
+        self._calibrate(quantized, task)
         if self.epochs:
             fine_tune(quantized, task, {**self.training, "epochs": self.epochs, "lr": self.lr})
         quantized.prepare()
@@ -153,20 +152,19 @@ class Quantize:
         modules = [nodes[0].module for nodes in layers.values()]
         lost = [p for p in self.per_layer if not fnmatch.filter(modules, p)]
         if lost:
-            raise NoMatch(
-                "; ".join(f"per_layer: '{p}' matches no layer, {close_to(p, modules)}" for p in lost)
-            )
+            raise NoMatch("; ".join(f"per_layer: '{p}' matches no layer, {close_to(p, modules)}" for p in lost))
         default = self.weight_bits or self.bits
         return {
             name: next((b for p, b in self.per_layer.items() if fnmatch.fnmatch(nodes[0].module, p)), default)
             for name, nodes in layers.items()
         }
 
-    def _calibrate(self, quantized: QuantizedModel, graph: Graph, task: Task) -> None:
-        x = task.calibration(self.calibration_samples, task.seed)
-        if self.granularity == "network" and self.fraction_bits is None:
-            scale = set_common_scale(quantized, graph, x)
-            quantized.arithmetic = replace(quantized.arithmetic, fixed_scale=scale)
-        set_ranges(quantized, graph, x, self.ranges, self.percentile)
+    def _calibrate(self, quantized: QuantizedModel, task: Task) -> None:
+        x = task.calibration(self.calibration_samples, task.seed).to(next(quantized.buffers()).device)
+        if self.granularity == "network":
+            set_fixed_scale(quantized, quantized.arithmetic.fixed_scale or common_scale(quantized, x))
+        else:
+            set_weight_ranges(quantized, self.weight_ranges)
+            set_activation_ranges(quantized, x, self.ranges, self.percentile)
         if self.bias_correction:
             correct_biases(quantized, x)

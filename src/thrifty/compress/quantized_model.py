@@ -43,9 +43,7 @@ class QuantizedModel(nn.Module):
 
     quantized = True
 
-    def __init__(
-        self, model: nn.Module, graph: Graph, arithmetic: Arithmetic, weight_bits: Mapping[str, int]
-    ) -> None:
+    def __init__(self, model: nn.Module, graph: Graph, arithmetic: Arithmetic, weight_bits: Mapping[str, int]) -> None:
         """Wrap `model` (batch norms folded; changed in place) and its `graph`, with constants.
 
         weight_bits: the width of each weight, by tensor name.
@@ -121,11 +119,14 @@ class QuantizedModel(nn.Module):
         """Return the weight before rounding, by tensor name."""
         layer, tensor = self._owner(name)
         steps: Any = layer.parametrizations[tensor]  # type: ignore[index]
-        value: Tensor = steps.original
+        if steps.is_tensor:
+            values: tuple[Tensor, ...] = (steps.original,)
+        else:
+            values = tuple(getattr(steps, f"original{i}") for i in range(steps.ntensors))
         for step in steps:
             if not isinstance(step, WeightQuantizer):
-                value = step(value)
-        return value
+                values = (step(*values),)
+        return values[0]
 
     def bias(self, node: Node) -> Tensor | None:
         """Return the bias of a node, if it has one."""
@@ -134,6 +135,11 @@ class QuantizedModel(nn.Module):
     def has_point(self, name: str) -> bool:
         """Whether the output of a node carries a format of its own."""
         return _key(name) in self.points
+
+    def constants_of(self, node: Node) -> tuple[Tensor, ...]:
+        """Return the tensors of a node: weight, and bias if it has one; scale and shift of a batch norm."""
+        found = self._constants(node, CONSTANTS.get(node.op, ()), {})
+        return tuple(t.detach() for t in found.values())
 
     def point(self, name: str) -> ActivationQuantizer:
         """Return the quantiser of a quantised point, by node name."""
@@ -169,9 +175,7 @@ class QuantizedModel(nn.Module):
                     attrs["rounding"] = self.rounding
                 fmt = self.point(node.name).format if self.has_point(node.name) else None
                 weight = self.weight_quantizer(node.params["weight"]).format if node.op in WEIGHTED else None
-                nodes[node.name] = replace(
-                    node, constants=arrays, attrs=attrs, format=fmt, weight_format=weight
-                )
+                nodes[node.name] = replace(node, constants=arrays, attrs=attrs, format=fmt, weight_format=weight)
         return self.graph.with_nodes(nodes)
 
     def format_of(self, name: str) -> Format:
@@ -213,9 +217,7 @@ class QuantizedModel(nn.Module):
 
         return self.walk(step)
 
-    def float_step(
-        self, node: Node, inputs: list[Tensor], seen: dict[str, Tensor], rounded: bool = True
-    ) -> Tensor:
+    def float_step(self, node: Node, inputs: list[Tensor], seen: dict[str, Tensor], rounded: bool = True) -> Tensor:
         """Return what a node computes in float, before its own output is rounded.
 
         seen: weights that were already computed, by name; rounded: use rounded weights.
@@ -256,9 +258,7 @@ class QuantizedModel(nn.Module):
 
         return self.walk(step, lambda node, pair: pair[0])
 
-    def walk(
-        self, step: Callable[[Node, list[Any]], Any], result: Callable[[Node, Any], Any] | None = None
-    ) -> Any:
+    def walk(self, step: Callable[[Node, list[Any]], Any], result: Callable[[Node, Any], Any] | None = None) -> Any:
         """Run the nodes in order and return the outputs; values are dropped after their last use."""
         values: dict[str, Any] = {}
         for node in self.graph.nodes:
@@ -287,7 +287,7 @@ class QuantizedModel(nn.Module):
     # --- rebuilding ---
 
     def spec(self) -> dict[str, Any]:
-        """Return, as JSON, what rebuilds the structure around a float model; tensors are in the state dict."""
+        """Return, as JSON, what rebuilds the structure around a float model; it holds no tensors."""
         source = self.graph[self.graph.inputs[0]]
         return {
             "example_shape": [1, *source.shape],
@@ -316,9 +316,7 @@ class QuantizedModel(nn.Module):
         points = {n: {"bits": p.bits, "signed": p.signed} for n, p in made._named_points()}
         if points != spec["points"]:
             differ = sorted(set(points) ^ set(spec["points"])) or "their formats"
-            raise StoreError(
-                f"the saved model was quantised around other operators ({differ}); give the same class"
-            )
+            raise StoreError(f"the saved model was quantised around other operators ({differ}); give the same class")
         return made
 
 

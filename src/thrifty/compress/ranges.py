@@ -16,12 +16,8 @@ from thrifty.compress.fake_quantize import along, integers, limits
 
 RANGES = ("minmax", "percentile", "mse")
 SCALES = ("multiplier", "power_of_two")
-SHARES = tuple(
-    1.0 - 0.02 * i for i in range(41)
-)  # of the largest magnitude, that "mse" tries: 1.00 down to 0.20
-SMALLEST = (
-    2.0**-10
-)  # a channel's scale is at least this share of the layer's largest: dead channels stay harmless
+SHARES = tuple(1.0 - 0.02 * i for i in range(41))  # of the largest magnitude, that "mse" tries: 1.00 down to 0.20
+SMALLEST = 2.0**-10  # a channel's scale is at least this share of the layer's largest: dead channels stay harmless
 
 
 def scale_of(magnitude: float, bits: int, signed: bool, scales: str) -> float:
@@ -72,9 +68,7 @@ def weight_shares(weight: Tensor, bits: int, scales: str, ranges: str, per_chann
     return best
 
 
-def activation_magnitude(
-    values: Tensor, bits: int, signed: bool, scales: str, ranges: str, percentile: float
-) -> float:
+def activation_magnitude(values: Tensor, bits: int, signed: bool, scales: str, ranges: str, percentile: float) -> float:
     """Return the range of an activation, from values seen in calibration (1-D, may be a random part of them).
 
     percentile: share of the magnitudes, in percent, that "percentile" keeps unclipped.
@@ -89,7 +83,7 @@ def activation_magnitude(
         return kept if kept > 0 else top
     best, least = top, math.inf
     for share in _shares(scales):
-        scale = torch.tensor([scale_of(top * share, bits, signed, scales)])
+        scale = values.new_tensor([scale_of(top * share, bits, signed, scales)])
         error = float((integers(values, scale, bits, signed) * scale - values).square().sum())
         if error < least:
             best, least = top * share, error

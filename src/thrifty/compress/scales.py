@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from thrifty import integer
 from thrifty.compress.ranges import scales_of, weight_magnitudes
 from thrifty.graph import Node
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from thrifty.compress.quantized_model import QuantizedModel
 
 LIMIT = 2**31  # accumulators stay in [-LIMIT, LIMIT)
-SUM_RATIO = 8192  # an input of an addition has at most this many times the scale of the output
+SUM_RATIO = 2.0**13  # an input of an addition or mean has at most this many times the scale of the output
+PRODUCT_RATIO = 2.0**14  # and the product of input and weight scale this many times
 OUT_RATIO = 2.0**-27  # the scale of an output is at least this share of what its layer can reach
 
 
@@ -31,9 +33,11 @@ def update_scales(model: QuantizedModel) -> None:
         for name, nodes in model.sites.items():
             _update_weight(model, name, nodes)
         for node in model.graph:
-            if node.op in ("add", "concat"):
+            if node.op in ("add", "concat", "avgpool"):
                 largest = max(model.format_of(i).scale[0] for i in node.inputs)
                 _raise_scale(model, node, largest / SUM_RATIO)
+            elif node.op == "batchnorm":
+                _raise_scale(model, node, _least_after_batchnorm(model, node))
 
 
 def _update_weight(model: QuantizedModel, name: str, nodes: list[Node]) -> None:
@@ -62,11 +66,18 @@ def _least_scale(model: QuantizedModel, node: Node, weight: Tensor, scale: Tenso
     if bias is not None:
         reach = reach + bias.detach().abs().double()
     _raise_scale(model, node, float(reach.max()) * OUT_RATIO)
+    _raise_scale(model, node, float(scale.max()) * source.scale[0] / PRODUCT_RATIO)
     out = model.format_of(node.name).scale[0]
     room = (LIMIT - largest * rows.shape[1] / 2 - 16) * (1 - 1e-6)
     sums = (reach + out / 2) / (source.scale[0] * room)
     shifted = 4 * float(scale.max()) * (reach + out / 2) / (out * room)
     return torch.maximum(sums, shifted).float()
+
+
+def _least_after_batchnorm(model: QuantizedModel, node: Node) -> float:
+    source = model.format_of(node.inputs[0])
+    scale, shift = (t.cpu().numpy() for t in model.constants_of(node))
+    return integer.least_out_scale(scale.reshape(-1, 1), shift, (source.scale[0], source.low, source.high))
 
 
 def _raise_scale(model: QuantizedModel, node: Node, least: float) -> None:
