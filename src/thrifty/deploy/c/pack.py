@@ -141,7 +141,8 @@ def _conv(layer: Layer) -> Kernel:
     instances = [fill_instance]
     instances += [f"THRIFTY_PAIRS({parts})"] if channels > 1 else []
     instances += [f"THRIFTY_SINGLE({parts}, {LANES})"] if channels % 2 else []
-    numbers: Members = [*_shape_members(layer), ("pair_words", str(pair_words)), ("tile", tile), ("steps", window.steps),
+    numbers: Members = [*_shape_members(layer), ("pair_words", str(pair_words)), ("tile", tile),
+               ("steps", window.steps),
                ("window_words", window.window_words), ("advance", window.advance), ("lane_words", lane_words),
                ("pixel_bytes", channels * _item(layer))]  # fmt: skip
     members: Members = [
@@ -230,13 +231,13 @@ def _depthwise(layer: Layer) -> Kernel:
     bits = "16" if layer.in_type == "int16" else "8"
     instances = (f"THRIFTY_ROW_PAIR({pair}, {SHORT[layer.in_type]}, {bits})",
                  f"THRIFTY_DEPTHWISE({rows}, {form.weights}, {form.requant}, {form.store}, {stride})")  # fmt: skip
-    numbers: Members = [("in_h", layer.in_shape[0]), ("in_w", layer.in_shape[1]), ("channels", channels), ("out_h", height),
-               ("out_w", width), ("stride", stride), ("top", layer.pad[0]), ("left", layer.pad[2]),
+    numbers: Members = [("in_h", layer.in_shape[0]), ("in_w", layer.in_shape[1]), ("channels", channels),
+               ("out_h", height), ("out_w", width), ("stride", stride), ("top", layer.pad[0]), ("left", layer.pad[2]),
                ("in_bytes", 2 if bits == "16" else 1), ("out_bytes", _item(layer)),
                ("channel_words", stream.shape[1]), ("columns", columns), ("together", together),
                ("buffer_words", str(buffer_words))]  # fmt: skip
-    members: Members = [("stream", "{name}_stream"), ("pair", pair), ("rows", rows), ("finish", _finish_members(layer, form)),
-               *numbers]  # fmt: skip
+    members: Members = [("stream", "{name}_stream"), ("pair", pair), ("rows", rows),
+               ("finish", _finish_members(layer, form)), *numbers]  # fmt: skip
     return Kernel("depthwise", ("depthwise.h",), "thrifty_depthwise", "thrifty_depthwise_t", instances,
                   (("stream", "uint32_t", stream.reshape(-1)),), tuple(members), 4 * buffer_words, 52)  # fmt: skip
 
