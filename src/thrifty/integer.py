@@ -76,9 +76,7 @@ class Requant:
         return np.array([max(0, -s) for s in self.shift], dtype=np.int64)
 
 
-def requant(
-    in_scale: float, weight_scales: Sequence[float], out_scale: float, rounding: str = "half_up"
-) -> Requant:
+def requant(in_scale: float, weight_scales: Sequence[float], out_scale: float, rounding: str = "half_up") -> Requant:
     """Return the requantisation by in_scale * weight_scale / out_scale, per output channel.
 
     It is a "shift" exactly when all scales are powers of two, and then one shift when all channels agree.
@@ -144,9 +142,7 @@ def bias_integers(bias: npt.ArrayLike, in_scale: float, weight_scales: Sequence[
     return q.astype(np.int32)
 
 
-def acc_bound(
-    weight_q: Array, bias_q: Array, low: int, high: int, pre_shift: int = 0
-) -> tuple[Array, Array]:
+def acc_bound(weight_q: Array, bias_q: Array, low: int, high: int, pre_shift: int = 0) -> tuple[Array, Array]:
     """Return (least, greatest) int64 (Co,): what no partial sum leaves, in whatever order it is taken.
 
     weight_q: integers (Co, ...); bias_q: integers (Co,); low, high: limits of the inputs, to which 0 is added
@@ -164,9 +160,7 @@ def acc_bound(
     return least << pre_shift, greatest << pre_shift
 
 
-def overflow(
-    weight_q: Array, bias_q: Array, low: int, high: int, scaling: Requant, limit: int = 2**31
-) -> str | None:
+def overflow(weight_q: Array, bias_q: Array, low: int, high: int, scaling: Requant, limit: int = 2**31) -> str | None:
     """Return None when no accumulator can leave [-limit, limit), else a clause about the worst channel.
 
     Arguments as in `acc_bound`; the rounding constant and the left shift of `scaling` are included.
@@ -224,14 +218,11 @@ def weight_format(
         scale = np.where(fill > 1, scale * (2.0 if power_of_two else np.minimum(fill, 2.0) * 1.0001), scale)
     least = least_out_scale(w, b, inputs)
     raise KnobError(
-        f"no weight scale keeps the sums within int32: the output's scale is {out_scale:g}; "
-        f"make it at least {least:g}"
+        f"no weight scale keeps the sums within int32: the output's scale is {out_scale:g}; make it at least {least:g}"
     )
 
 
-def least_out_scale(
-    weight: npt.ArrayLike, bias: npt.ArrayLike | None, inputs: tuple[float, int, int]
-) -> float:
+def least_out_scale(weight: npt.ArrayLike, bias: npt.ArrayLike | None, inputs: tuple[float, int, int]) -> float:
     """Return an output scale at and above which the requantisation of this layer surely fits.
 
     Arguments as in `weight_format`. Only layers whose outputs are almost constant zero come near it.
@@ -423,9 +414,7 @@ def _fill(weight: Array, bias: Array, fmt: Format, inputs: tuple[float, int, int
     return np.asarray(np.maximum(np.maximum(top, np.abs(b)) / INT32_MAX, -bottom / 2.0**31))
 
 
-def _vanished(
-    weight: Array, bias: Array, fmt: Format, inputs: tuple[float, int, int], out_scale: float
-) -> bool:
+def _vanished(weight: Array, bias: Array, fmt: Format, inputs: tuple[float, int, int], out_scale: float) -> bool:
     """Whether a channel that matters has lost all its weights to a coarse scale."""
     in_scale, low, high = inputs
     rows = np.abs(weight.astype(np.float64)).reshape(len(weight), -1)

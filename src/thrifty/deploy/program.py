@@ -11,12 +11,14 @@ Every call reads whole buffers and writes one. What each operator means is its `
     depthwise  the same with one filter per channel; weight (kh, kw, C)
     linear     the same; the input is read flat in (H, W, C) order; weight (Co, K)
     add        y = clamp(round_shift(a * multipliers[0] + b * multipliers[1], shift), low, high)
-    concat     y = for each input k, clamp(round_shift(x_k * multipliers[k], shift), low, high); attrs axis 0|1|2 of (H, W, C)
+    concat     y = for each input k, clamp(round_shift(x_k * multipliers[k], shift), low, high); axis 0|1|2 of (H, W, C)
     rescale    y = clamp(round_shift(x * multipliers[0], shift), low, high)
     clamp      y = clamp(x, low, high)
-    lookup     y = table[x - lowest x]; constants: table (256,) of the output's type; 8-bit inputs only
+    lookup     y = table[x - lowest x]; constants: table (256,) of the output's type; 8-bit inputs, lowest -128 or 0
+    hardswish  y = (x * clamp(x + 3, 0, 6)) / 6, float32 only (integers: lookup)
     maxpool    y = clamp(max over the window, low, high); windows are cut at the border; attrs kernel, stride, pad
-    avgpool    y = clamp(requantise(sum over the window), low, high); attrs kernel, stride, pad, + requantisation
+    avgpool    y = clamp(requantise(sum over the window), low, high); taps outside are 0 and count; attrs kernel,
+               stride, pad, + requantisation; constants: [multiplier int32 (1,)], which divides by the count as well
     softmax    over all elements: e = table[max - x]; y = min(255, (e * 256 + (sum >> 1)) // sum); uint8, scale 1/256
                constants: table int32 (256,), floor(exp(-d * scale) * 2^20 + 0.5)
     argmax     index of the first largest element, int32 (1, 1, 1)
@@ -25,10 +27,17 @@ Every call reads whole buffers and writes one. What each operator means is its `
 
 requantisation, attrs["requant"]:
     "multiplier"  ((acc << pre_shift) * multiplier[co] + 2^31) >> 32     (arith.scale_by; attrs pre_shift)
-    "shift"       round_shift(acc, shift[co]); attrs shift: tuple, one entry or Co; attrs rounding "half_up" | "floor"
+    "shift"       round_shift(acc, shift[co]); attrs shift: tuple, one or Co, -31..31; rounding "half_up" | "floor"
     "float"       nothing (float32 programs: the same operators on float32, acc summed from bias on in the order of
                   (ky, kx, ci), each product and each sum rounded to float32; low and high are floats, may be -inf/inf)
-Zero-sized attrs are never left out: every call carries all the attributes named here.
+Every call carries all the attributes named here, whatever their values. Lowering has proven, by interval arithmetic
+from the limits of each input, that in no order of summation a partial sum, with bias and rounding constant, leaves
+int32, nor acc shifted left by pre_shift or a negative shift. Equal constants are one array object.
+
+float32: clamp is low if x < low else (high if x > high else x); max keeps the first of equals; avgpool divides the
+sum, taken from 0 in (ky, kx) order, by the count; add is a + b; multipliers are 1, shift 0; softmax: ops/softmax.py.
+Names: the input buffer is named after the input, the others "<call>_out"; a call after its node, or after the layer
+into which an activation is fused. A node that becomes several calls adds _clamp, _order or _rescale.
 """
 
 from __future__ import annotations
@@ -38,7 +47,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
@@ -121,6 +129,7 @@ class Program:
         total = 0
         for call in self.calls:
             for key, value in call.constants.items():
-                bits = call.attrs.get("weight_bits", value.dtype.itemsize * 8) if key == "weight" else value.dtype.itemsize * 8
+                stored = value.dtype.itemsize * 8
+                bits = call.attrs.get("weight_bits", stored) if key == "weight" else stored
                 total += (value.size * int(bits) + 7) // 8
         return total

@@ -37,9 +37,7 @@ class Conv(Operator):
         """Append a conv call, or a depthwise one."""
         x, groups, shape = b.source(node), int(node.attrs["groups"]), hwc(node.shape)
         weight = channels_last(node.constants["weight"])
-        attrs, constants = weighted.constants(
-            node, b, x, weight, node.constants.get("bias"), node.weight_format
-        )
+        attrs, constants = weighted.constants(node, b, x, weight, node.constants.get("bias"), node.weight_format)
         attrs |= {"stride": pair(node.attrs["stride"]), "pad": borders(node.attrs["padding"])}
         macs = shape[0] * shape[1] * int(np.prod(weight.shape))
         op = "conv"

@@ -159,9 +159,7 @@ class Example:
         )  # fmt: skip
         return name
 
-    def _weighted(
-        self, op: str, x: str, weight: Array, attrs: Mapping[str, Any], shape: tuple[int, ...]
-    ) -> str:
+    def _weighted(self, op: str, x: str, weight: Array, attrs: Mapping[str, Any], shape: tuple[int, ...]) -> str:
         constants = {"weight": weight}
         if self.rng.random() < 0.8:
             constants["bias"] = self._normal(len(weight))

@@ -37,9 +37,7 @@ class Linear(Operator):
         if x.flat_of is not None:
             h, w, c = x.flat_of
             weight = weight.reshape(len(weight), c, h, w).transpose(0, 2, 3, 1).reshape(len(weight), -1)
-        attrs, constants = weighted.constants(
-            node, b, x, weight, node.constants.get("bias"), node.weight_format
-        )
+        attrs, constants = weighted.constants(node, b, x, weight, node.constants.get("bias"), node.weight_format)
         fmt = b.format(node) if b.integers else None
         macs = int(weight.size)
         b.finish(node, b.call("linear", node, [x], hwc(node.shape), attrs, constants, format=fmt, macs=macs))
