@@ -125,7 +125,7 @@ static inline void thrifty_conv_float(const thrifty_float_t *k, const void *inpu
             uint32_t left = k->group_out;
             for (; left >= 4; left -= 4, channel += 4, w += 4 * (taps + 1))
                 thrifty_float_4x4(k, w, windows, taps, y, channel);
-            for (; left > 0; left--, channel++, w += taps + 1)
+            for (left &= 3u; left > 0; left--, channel++, w += taps + 1)
                 for (uint32_t lane = 0; lane < 4; lane++)
                     thrifty_float_1x1(k, w, windows + lane, taps, y[lane] + channel, 4);
         }
@@ -141,7 +141,7 @@ static inline void thrifty_linear_float(const thrifty_float_t *k, const void *in
     uint32_t left = k->channels;
     for (; left >= 4; left -= 4, y += 4, w += 4 * (taps + 1))
         thrifty_float_4x1(k, w, x, taps, y);
-    for (; left > 0; left--, y++, w += taps + 1)
+    for (left &= 3u; left > 0; left--, y++, w += taps + 1)
         thrifty_float_1x1(k, w, x, taps, y, 1);
 }
 
