@@ -121,6 +121,4 @@ def limits(call: Call, dtype: str) -> str:
 def _limit(value: float, dtype: str) -> str:
     if dtype != "float32":
         return str(int(value))
-    return (
-        c_float(value) if math.isfinite(value) else "THRIFTY_INFINITY" if value > 0 else "-THRIFTY_INFINITY"
-    )
+    return c_float(value) if math.isfinite(value) else "THRIFTY_INFINITY" if value > 0 else "-THRIFTY_INFINITY"

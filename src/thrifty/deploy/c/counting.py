@@ -103,10 +103,7 @@ class _State(ctypes.Structure):
     _fields_ = (
         ("code", ctypes.c_char_p),
         ("half_words", ctypes.c_uint64),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("entry", "size", "length", "executed", "left", "instructions")
-        ),
+        *((name, ctypes.c_void_p) for name in ("entry", "size", "length", "executed", "left", "instructions")),
         *((name, ctypes.c_uint64) for name in ("layer", "last", "behind")),
     )
 
@@ -136,9 +133,7 @@ class NativeCounter:
     def blocks(self) -> list[Block]:
         """Return all blocks executed so far."""
         found = np.flatnonzero(self._executed)
-        return [
-            Block(2 * int(i), int(self._size[i]), int(self._executed[i]), int(self._left[i])) for i in found
-        ]
+        return [Block(2 * int(i), int(self._size[i]), int(self._executed[i]), int(self._left[i])) for i in found]
 
 
 def _attach(uc: Any, hook: Any, state: _State) -> None:
@@ -151,9 +146,7 @@ def _attach(uc: Any, hook: Any, state: _State) -> None:
         ctypes.cast(hook.on_block, ctypes.c_void_p),
         ctypes.cast(ctypes.byref(state), ctypes.c_void_p),
     )
-    status = library.uc_hook_add(
-        uc._uch, ctypes.byref(handle), unicorn.UC_HOOK_BLOCK, function, user, *everywhere
-    )
+    status = library.uc_hook_add(uc._uch, ctypes.byref(handle), unicorn.UC_HOOK_BLOCK, function, user, *everywhere)
     if status != 0:
         raise ThriftyError(f"Unicorn refused the block hook with status {status}")
 

@@ -156,9 +156,7 @@ def _refuse_strangers(folder: Path, files: Mapping[str, str]) -> None:
     if not Manifest.is_in(folder):
         strangers = ", ".join(sorted(name for name in files if (folder / name).exists()))
         if strangers:
-            raise KnobError(
-                f"'{folder}' has {strangers} already, not written by thrifty; choose another folder"
-            )
+            raise KnobError(f"'{folder}' has {strangers} already, not written by thrifty; choose another folder")
 
 
 def _move_in(fresh: Path, folder: Path, files: Mapping[str, str]) -> None:

@@ -26,16 +26,14 @@ STACK_LIMIT = 1 << 18  # bytes painted below the initial stack pointer
 SECONDS = 600
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Emulation:
     """What one image did on some inputs. Instructions and stack are of the input that took most."""
 
     outputs: Array  # (n, H, W, C), the type of the output buffer
     stack_bytes: int  # measured: high-water mark
     ram_bytes: int  # measured: .data, .bss and the stack
-    instructions: int | None = (
-        None  # measured: executed instructions of one run; None when they were not counted
-    )
+    instructions: int | None = None  # measured: executed instructions of one run; None when they were not counted
     per_layer: Mapping[str, int] = field(default_factory=dict)  # name of the call -> its instructions
     instructions_each: tuple[int, ...] = ()  # of every input
 
@@ -65,9 +63,7 @@ def emulate(image: Image, inputs: npt.ArrayLike, count: bool = True) -> Emulatio
         stack_bytes=stack,
         ram_bytes=image.data_bytes + stack,
         instructions=max(totals, default=None),
-        per_layer={layer.name: worst.get(layer.function, 0) for layer in image.manifest.layers}
-        if each
-        else {},
+        per_layer={layer.name: worst.get(layer.function, 0) for layer in image.manifest.layers} if each else {},
         instructions_each=totals,
     )
 

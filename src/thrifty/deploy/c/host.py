@@ -55,9 +55,7 @@ def run_host(
     batch = as_batch(manifest, inputs)
     out = np.empty((len(batch), *manifest.output.shape), manifest.output.dtype)
     if sanitize:
-        return np.frombuffer(run_tool([str(place / "model.bin")], batch.tobytes()), out.dtype).reshape(
-            out.shape
-        )
+        return np.frombuffer(run_tool([str(place / "model.bin")], batch.tobytes()), out.dtype).reshape(out.shape)
     with _running:
         _library(str(place / "model.bin")).run_batch(batch.ctypes.data, out.ctypes.data, len(batch))
     return out
@@ -66,9 +64,7 @@ def run_host(
 def _compiled(program: Program, cc: str, flags: tuple[str, ...]) -> Path:
     """Return the folder of the emitted C with model.bin, compiled now or earlier."""
     files = render(program, None, target("host"))
-    recipe = "\0".join(
-        [tool_version((cc, "--version")), cc, *flags, runtime("host.c").read_text(), *files.values()]
-    )
+    recipe = "\0".join([tool_version((cc, "--version")), cc, *flags, runtime("host.c").read_text(), *files.values()])
     place = cache_folder() / "host" / hashlib.sha256(recipe.encode()).hexdigest()[:24]
     if not (place / "model.bin").exists():
         place.parent.mkdir(parents=True, exist_ok=True)

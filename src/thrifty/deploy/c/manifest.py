@@ -109,7 +109,5 @@ def as_batch(manifest: Manifest, inputs: npt.ArrayLike) -> Array:
         raise DataError(f"inputs have shape {x.shape}; the model takes (n, {want})")
     exact = x.astype(port.dtype)
     if port.dtype != "float32" and not np.array_equal(exact, x):
-        raise DataError(
-            f"inputs from {x.min()} to {x.max()} are no integers of {port.dtype}; quantise them first"
-        )
+        raise DataError(f"inputs from {x.min()} to {x.max()} are no integers of {port.dtype}; quantise them first")
     return np.ascontiguousarray(exact)

@@ -39,9 +39,7 @@ class Words:
         constant_bytes: bytes of the constants as packed; equal ones are there once.
     """
 
-    def __init__(
-        self, program: Program, calls: Sequence[CCall], plan: Plan, prefix: str, taken: set[str]
-    ) -> None:
+    def __init__(self, program: Program, calls: Sequence[CCall], plan: Plan, prefix: str, taken: set[str]) -> None:
         """taken: identifiers that the kernels define."""
         self.program, self.calls, self.plan = program, calls, plan
         public = {f"{prefix}_{end}" for end in PUBLIC} | {f"{prefix.upper()}_{end}" for end in MACROS}
@@ -73,9 +71,7 @@ class Words:
 
     def buffers(self) -> list[dict[str, Any]]:
         """Return the buffers that some layer reads or writes."""
-        used = {
-            b for f, call in zip(self.functions, self.program.calls) if f for b in (*call.inputs, call.output)
-        }
+        used = {b for f, call in zip(self.functions, self.program.calls) if f for b in (*call.inputs, call.output)}
         return [
             {
                 "name": self.of_buffer[name],
