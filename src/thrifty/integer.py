@@ -22,7 +22,7 @@ from thrifty.graph import FORMAT_KEEPING, Graph
 Array = npt.NDArray[Any]
 
 ROUNDINGS = ("half_up", "floor")
-MAX_SHIFT = 31  # what one instruction shifts; anything beyond gives 0 or 1 unit anyway
+MAX_SHIFT = 31  # bits, either way: beyond, a nonzero sum gives 0 or 1 unit, or does not fit int32 at all
 SOFTMAX_FORMAT = Format(8, False, (2.0**-8,))
 SOFTMAX_LARGEST = 2047  # elements: their sum of 2^20 each still fits int32
 ADD_LIMIT = {8: 32767, 16: 16383}  # largest multiplier of an addition, by bits of the widest input
@@ -39,7 +39,7 @@ class Requant:
     kind: str  # "multiplier" | "shift"
     multiplier: Array | None = None  # int64 (channels,) or (1,), below 2^31
     pre_shift: int = 0
-    shift: tuple[int, ...] = (0,)  # one, or one per channel; at most MAX_SHIFT
+    shift: tuple[int, ...] = (0,)  # one, or one per channel; -MAX_SHIFT..MAX_SHIFT
     rounding: str = "half_up"  # "half_up" | "floor"; of "shift" only
 
     def apply(self, acc: Any) -> Any:
@@ -89,7 +89,7 @@ def requant(in_scale: float, weight_scales: Sequence[float], out_scale: float, r
         raise KnobError(f"rounding is {rounding!r}; it must be one of {', '.join(ROUNDINGS)}")
     if Format(16, True, (in_scale, out_scale, *weight_scales)).power_of_two:
         exponent = _exponent(in_scale) - _exponent(out_scale)
-        shifts = tuple(min(MAX_SHIFT, -(exponent + _exponent(s))) for s in weight_scales)
+        shifts = tuple(max(-MAX_SHIFT, min(MAX_SHIFT, -(exponent + _exponent(s)))) for s in weight_scales)
         return Requant("shift", shift=shifts[:1] if len(set(shifts)) == 1 else shifts, rounding=rounding)
     real = float(in_scale) * np.asarray(weight_scales, dtype=np.float64) / float(out_scale)
     multiplier, pre_shift = arith.multipliers(real)

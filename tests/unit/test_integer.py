@@ -178,6 +178,10 @@ def test_shifts_beyond_31_give_nearly_nothing():
     assert set(scaling.apply(np.array([[-(2**30)], [2**30 - 1]])).ravel().tolist()) <= {0}
 
 
+def test_no_shift_is_longer_than_31_to_the_left_either():
+    assert integer.requant(2.0**20, (2.0**20,), 1.0).shift == (-31,)
+
+
 def test_sums_of_equal_scales_are_exact():
     multipliers, shift = integer.add_constants([0.1], 0.1, 16)
     x = np.arange(-32768, 32768)
