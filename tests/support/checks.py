@@ -5,18 +5,22 @@ The honesty battery calls the same functions on parts that are broken on purpose
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
+import torch
 import torch_reference
 
 from thrifty import arith
+from thrifty.capture import capture
 from thrifty.cost import count
 from thrifty.deploy import lower as lowering
 from thrifty.deploy.ops import OPS
-from thrifty.deploy.run import run
+from thrifty.deploy.run import predict, quantize_input, run
+from thrifty.errors import Incompatible, NothingToDo
 from thrifty.graph import ACTIVATIONS
 
 # arithmetic
@@ -187,3 +191,116 @@ def check_plan_by_running(program, plan, example: np.ndarray) -> int:
         at(call.output)[...] = result[0]
     np.testing.assert_array_equal(at(program.output), run(program, example[None])[0])
     return len(program.calls)
+
+
+# techniques
+
+
+def bits_of(model) -> dict[str, bytes]:
+    """Return every tensor of a model, bit for bit, and which modules are training."""
+    state = {k: v.detach().cpu().contiguous().numpy().tobytes() for k, v in model.state_dict().items()}
+    return state | {f"{k}.training": bytes([m.training]) for k, m in model.named_modules()}
+
+
+def check_leaves_the_callers_model_alone(technique, model, task) -> int:
+    """`edit` changes a copy: every bit, every shape and every mode of the given model stays."""
+    for mode in (False, True):
+        model.train(mode)
+        before = bits_of(model)
+        edited = technique.edit(model, task)
+        assert bits_of(model) == before, "the caller's model was changed"
+        assert edited is not model
+        mine = {id(t) for t in (*edited.parameters(), *edited.buffers())}
+        assert not mine & {id(t) for t in (*model.parameters(), *model.buffers())}, "tensors are shared"
+    model.eval()
+    return 2
+
+
+def check_keeps_the_output_shape(edited, model, task) -> int:
+    """Same output shape and type; finite numbers."""
+    x = task.validation.x[:5]
+    with torch.no_grad():
+        before, after = model(x), edited(x)
+    assert after.shape == before.shape
+    assert after.dtype == before.dtype
+    assert torch.isfinite(after).all()
+    return 1
+
+
+def check_cost_falls(edited, model, task, what: str | None) -> int:
+    """The cost that the technique declares falls, counted on the captured graph."""
+    if what is None:
+        return 0
+    before, after = (getattr(count(capture(m, task.example)), what) for m in (model, edited))
+    assert after < before, f"{what}: {before} -> {after}"
+    return 1
+
+
+def check_equal_seeds_give_equal_weights(technique, model, task) -> int:
+    """Two edits give the same bits; nothing global is read."""
+    torch.manual_seed(1)
+    first = bits_of(technique.edit(model, task))
+    torch.manual_seed(2)
+    np.random.default_rng().random()
+    assert bits_of(technique.edit(model, task)) == first
+    return 1
+
+
+def check_store_round_trip(edited, fresh, task, folder) -> int:
+    """Saved and loaded into a new instance, it computes the same bits and has the same program."""
+    from thrifty.store import load, save
+
+    save(edited, folder)
+    loaded = load(folder, fresh)
+    x = task.validation.x
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(x), edited.eval()(x))
+    programs = [lowering.lower(capture(m, task.example)) for m in (edited, loaded)]
+    stored = quantize_input(programs[0], x.numpy())
+    np.testing.assert_array_equal(*(run(p, stored) for p in programs))
+    return 1
+
+
+def check_exports_and_compiles(edited, task) -> int:
+    """torch.export reads it, and torch.compile finds one graph without a break."""
+    torch.export.export(copy.deepcopy(edited), (task.example,))
+    soft = copy.deepcopy(edited)
+    if getattr(soft, "quantized", False):
+        soft.hard = False
+    torch.compiler.reset()
+    compiled = torch.compile(soft, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(task.example), soft(task.example))
+    return 1
+
+
+def check_hard_torch_is_program(edited, task) -> int:
+    """What torch computes after the technique is what the program computes: every byte for integers."""
+    program = lowering.lower(capture(edited, task.example))
+    x = task.validation.x
+    with torch.no_grad():
+        mine = edited(x).numpy()
+    theirs = predict(program, x.numpy())
+    if program.buffers[program.output].dtype == "float32":
+        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-4)
+    else:
+        np.testing.assert_array_equal(mine, theirs)
+    return len(x)
+
+
+def check_pair(first, second, model, task) -> str:
+    """One technique after the other works, or says that it does not go with it, or that nothing is left to do."""
+    edited = first.edit(model, task)
+    before = bits_of(edited)
+    both, refusal = edited, None
+    try:
+        both = second.edit(edited, task)
+    except (Incompatible, NothingToDo) as err:
+        refusal = err
+    assert bits_of(edited) == before, "the caller's model was changed"
+    if refusal is not None:
+        assert len(str(refusal)) > 20, "a refusal says why"
+        return type(refusal).__name__
+    check_keeps_the_output_shape(both, model, task)
+    check_hard_torch_is_program(both, task)
+    return "works"
