@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from thrifty.deploy.c.build import Image
 from thrifty.deploy.c.counting import Counter, counter
+from thrifty.deploy.c.cycles import modelled_cycles
 from thrifty.deploy.c.manifest import as_batch
 from thrifty.errors import ToolError, need
 
@@ -36,6 +37,7 @@ class Emulation:
     instructions: int | None = None  # measured: executed instructions of one run; None when they were not counted
     per_layer: Mapping[str, int] = field(default_factory=dict)  # name of the call -> its instructions
     instructions_each: tuple[int, ...] = ()  # of every input
+    cycles: int | None = None  # modelled, mean of the inputs; see cycles.py. None when not counted, or no Cortex-M4
 
 
 def emulate(image: Image, inputs: npt.ArrayLike, count: bool = True) -> Emulation:
@@ -65,6 +67,7 @@ def emulate(image: Image, inputs: npt.ArrayLike, count: bool = True) -> Emulatio
         instructions=max(totals, default=None),
         per_layer={layer.name: worst.get(layer.function, 0) for layer in image.manifest.layers} if each else {},
         instructions_each=totals,
+        cycles=core.cycles(counts, len(batch)) if counts else None,
     )
 
 
@@ -113,8 +116,16 @@ class _Core:
 
     def counter(self) -> Counter:
         """Count from now on."""
-        flash = bytes(self.uc.mem_read(0, self.flash_end))
-        return counter(self.uc, flash, [self.functions[name] for name in self.layers])
+        return counter(self.uc, self._flash(), [self.functions[name] for name in self.layers])
+
+    def cycles(self, counts: Counter, runs: int) -> int | None:
+        """Return the modelled cycles of a mean run; None for cores without a model."""
+        if self.image.target.core != "cortex-m4":
+            return None
+        return round(modelled_cycles(self._flash(), counts.blocks()) / runs)
+
+    def _flash(self) -> bytes:
+        return bytes(self.uc.mem_read(0, self.flash_end))
 
     def run(self, example: Array) -> Array:
         """Write one input, run the model, read the output."""

@@ -27,7 +27,7 @@ class Sketch:
         return name
 
     def call(self, op: str, name: str, inputs: tuple[str, ...], shape, dtype, attrs, constants=None) -> str:
-        low, high = RANGES[dtype] if dtype in RANGES else (0, 0)
+        low, high = RANGES.get(dtype, (0, 0))
         output = self.buffer(f"{name}_out", shape, dtype)
         attrs = {"low": low, "high": high, **attrs}
         self.calls.append(Call(op, name, inputs, output, attrs, constants or {}, module=name.replace("_", ".")))

@@ -70,8 +70,10 @@ def test_comments_cannot_be_left(text):
     assert safe.isascii()
 
 
-HOSTILE = ["int", "arena", "model.run", "model_input", "thrifty_add_s8_s8_s8", "MODEL_LAYER", "INT8_MAX", "int8_t", "0", "a.b", "a_b",
-           "layer_a", "main", "*/ #error", "größe", "x", "THRIFTY_DSP", "arena_2", "and", "unix"]  # fmt: skip
+HOSTILE = [
+    "int", "arena", "model.run", "model_input", "thrifty_add_s8_s8_s8", "MODEL_LAYER", "INT8_MAX", "int8_t", "0", "a.b", "a_b",
+    "layer_a", "main", "*/ #error", "größe", "x", "THRIFTY_DSP", "arena_2", "and", "unix",
+]  # fmt: skip
 
 
 def test_hostile_module_names_compile(tmp_path):
