@@ -207,12 +207,12 @@ def weight_format(
     magnitude = np.where(magnitude > 0, magnitude, magnitude.max())
     scale = np.array([_scale_of(m, bits, power_of_two) for m in magnitude])
     b = np.zeros(len(w)) if bias is None else np.asarray(bias, dtype=np.float64)
-    for attempt in range(40):
+    hopeless = _reach(w, b, inputs) > out_scale * 2.0**29  # a coarser scale cannot undo a left shift
+    for _ in range(0 if hopeless else 64):
         fmt = Format(bits, True, tuple(float(np.float32(s)) for s in scale))
-        fill = _fill(w, b, fmt, inputs, requant(inputs[0], fmt.scale, out_scale, rounding))
+        scaling = requant(inputs[0], fmt.scale, out_scale, rounding)
+        fill = _fill(w, b, fmt, inputs, scaling)
         if fill.max() <= 1:
-            if attempt and _vanished(w, b, fmt, inputs, out_scale):
-                break
             return fmt
         fill = fill if per_channel else fill.max(keepdims=True)
         scale = np.where(fill > 1, scale * (2.0 if power_of_two else np.minimum(fill, 2.0) * 1.0001), scale)
@@ -230,12 +230,9 @@ def least_out_scale(weight: npt.ArrayLike, bias: npt.ArrayLike | None, inputs: t
     >>> least_out_scale([[1.0]], None, (1.0, -128, 127)) == 2.0**-14
     True
     """
-    w = np.abs(np.asarray(weight, dtype=np.float64))
-    w = w.reshape(len(w), -1)
-    in_scale, low, high = inputs
-    b = 0.0 if bias is None else np.abs(np.asarray(bias, dtype=np.float64))
-    reach = float((w.sum(axis=1) * in_scale * max(-low, high) + b).max())
-    return max(reach * 2.0**-27, float(w.max()) * in_scale * 2.0**-14, 2.0**-117)
+    w = np.asarray(weight, dtype=np.float64)
+    b = np.zeros(len(w)) if bias is None else np.asarray(bias, dtype=np.float64)
+    return max(_reach(w, b, inputs) * 2.0**-27, float(np.abs(w).max()) * inputs[0] * 2.0**-14, 2.0**-117)
 
 
 def batchnorm_format(
@@ -414,12 +411,8 @@ def _fill(weight: Array, bias: Array, fmt: Format, inputs: tuple[float, int, int
     return np.asarray(np.maximum(np.maximum(top, np.abs(b)) / INT32_MAX, -bottom / 2.0**31))
 
 
-def _vanished(weight: Array, bias: Array, fmt: Format, inputs: tuple[float, int, int], out_scale: float) -> bool:
-    """Whether a channel that matters has lost all its weights to a coarse scale."""
+def _reach(weight: Array, bias: Array, inputs: tuple[float, int, int]) -> float:
+    """Return the largest real magnitude that any sum may take."""
     in_scale, low, high = inputs
-    rows = np.abs(weight.astype(np.float64)).reshape(len(weight), -1)
-    reach = rows.sum(axis=1) * max(-low, high) * in_scale
-    alive = np.abs(weight_integers(weight, fmt)).reshape(len(weight), -1).max(axis=1) > 0
-    largest = rows.max(axis=1) >= rows.max() if len(fmt.scale) == 1 else np.ones(len(rows), dtype=bool)
-    matters = reach > np.maximum(out_scale, np.abs(bias) * 2.0**-16)
-    return bool((matters & largest & ~alive).any())
+    w = np.abs(weight.astype(np.float64)).reshape(len(weight), -1)
+    return float((w.sum(axis=1) * in_scale * max(-low, high) + np.abs(bias)).max())
