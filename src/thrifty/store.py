@@ -21,6 +21,7 @@ import copy
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -37,7 +38,7 @@ from thrifty import __version__
 from thrifty.compress import PARAMETRISATIONS, WRAPPERS
 from thrifty.errors import StoreError
 
-__all__ = ["SCHEMA", "is_saved", "load", "read_manifest", "save"]
+__all__ = ["SCHEMA", "is_saved", "load", "load_weights", "read_manifest", "save"]
 
 SCHEMA = 1
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
@@ -114,6 +115,22 @@ def load(folder: str | Path, model: nn.Module | Callable[[], nn.Module]) -> nn.M
     _refuse_differences(folder, rebuilt, state)
     rebuilt.load_state_dict(state, strict=True)
     return rebuilt.eval()
+
+
+def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
+    """Read a file of weights into a model of the same structure, in place, and return it in eval mode.
+
+    path: .safetensors, or .pt / .pth (read without running code; {"state_dict": ...} is unwrapped).
+    Raises StoreError that lists every missing, extra and mis-shaped tensor, and every one with NaN or infinity.
+    """
+    path = Path(path)
+    state = _read_file(path)
+    _refuse_differences(path, model, state)
+    bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise StoreError(f"{path} holds NaN or infinity in: {', '.join(bad)}")
+    model.load_state_dict(dict(state), strict=True)
+    return model.eval()
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -278,6 +295,24 @@ def _read_tensors(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor
     except (OSError, safetensors.SafetensorError, KeyError, TypeError) as err:
         raise StoreError(f"{path} cannot be read: {err}") from err
     return tensors
+
+
+def _read_file(path: Path) -> Mapping[str, Tensor]:
+    if path.suffix not in (".safetensors", ".pt", ".pth"):
+        raise StoreError(f"{path} has an unknown ending; weights are .safetensors, .pt or .pth files")
+    if not path.is_file():
+        raise StoreError(f"there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as err:
+        line = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+        raise StoreError(f"{path} cannot be read as weights: {line} (save model.state_dict(), not the model)") from err
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise StoreError(f"{path} is no state dict: a mapping of names to tensors")
+    return state
 
 
 def _rebuild(base: nn.Module, manifest: Mapping[str, Any]) -> nn.Module:

@@ -21,7 +21,8 @@ from thrifty.errors import DataError, StoreError
 from thrifty.report.environment import environment
 
 __all__ = [
-    "Block", "Candidate", "Layer", "Memory", "Parity", "Report", "Row", "Table", "environment", "write_text",
+    "Block", "Candidate", "Layer", "Memory", "Parity", "Report", "Row", "Table",
+    "environment", "write_bytes", "write_text",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -302,7 +303,12 @@ class Report:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write a text file whole or not at all: to a temporary file beside it, then renamed.
+    """Write a text file whole or not at all (see write_bytes)."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write a file whole or not at all: to a temporary file beside it, then renamed.
 
     Raises StoreError when the folder cannot be written or the disk is full.
     """
@@ -311,8 +317,8 @@ def write_text(path: str | Path, text: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as err:
