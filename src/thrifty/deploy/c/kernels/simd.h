@@ -111,6 +111,9 @@ THRIFTY_INLINE int32_t thrifty_dot2(uint32_t a, uint32_t b, int32_t acc)
 THRIFTY_SATURATE(thrifty_saturate_s8, "ssat %0, #8, %1")
 THRIFTY_SATURATE(thrifty_saturate_u8, "usat %0, #8, %1")
 THRIFTY_SATURATE(thrifty_saturate_s16, "ssat %0, #16, %1")
+THRIFTY_SATURATE(thrifty_saturate_positive_s8, "usat %0, #7, %1") /* what a ReLU leaves of the type */
+THRIFTY_SATURATE(thrifty_saturate_positive_u8, "usat %0, #8, %1")
+THRIFTY_SATURATE(thrifty_saturate_positive_s16, "usat %0, #15, %1")
 #undef THRIFTY_SATURATE
 #define THRIFTY_HAS_SATURATE
 #endif
@@ -122,32 +125,33 @@ THRIFTY_SATURATE(thrifty_saturate_s16, "ssat %0, #16, %1")
 #define THRIFTY_DSP 0
 #endif
 
-#if !defined(THRIFTY_HAS_SATURATE)
-#define thrifty_saturate_s8(value, shift) ((value) >> (shift))
-#define thrifty_saturate_u8(value, shift) ((value) >> (shift))
-#define thrifty_saturate_s16(value, shift) ((value) >> (shift))
-#endif
-
 /* value / 2^shift rounded down, clamped to low..high, which lie within the type; all but `value` are constants */
+#if defined(THRIFTY_HAS_SATURATE)
 #define THRIFTY_NARROW(T, LEAST, MOST)                                                                                 \
     THRIFTY_INLINE thrifty_##T thrifty_narrow_##T(int32_t value, int shift, int32_t low, int32_t high)                 \
     {                                                                                                                  \
-        const int32_t y = thrifty_saturate_##T(value, shift);                                                          \
-        if (THRIFTY_SATURATES && low == (LEAST) && high == (MOST)) {                                                   \
-            return (thrifty_##T)y;                                                                                     \
+        const int32_t y = value >> shift;                                                                              \
+        if (high == (MOST) && low == (LEAST)) {                                                                        \
+            return (thrifty_##T)thrifty_saturate_##T(value, shift);                                                    \
+        }                                                                                                              \
+        if (high == (MOST) && low == 0) {                                                                              \
+            return (thrifty_##T)thrifty_saturate_positive_##T(value, shift);                                           \
         }                                                                                                              \
         return (thrifty_##T)THRIFTY_CLAMP(y, low, high);                                                               \
     }
-
-#if defined(THRIFTY_HAS_SATURATE)
-#define THRIFTY_SATURATES 1
+#undef THRIFTY_HAS_SATURATE
 #else
-#define THRIFTY_SATURATES 0
+#define THRIFTY_NARROW(T, LEAST, MOST)                                                                                 \
+    THRIFTY_INLINE thrifty_##T thrifty_narrow_##T(int32_t value, int shift, int32_t low, int32_t high)                 \
+    {                                                                                                                  \
+        const int32_t y = value >> shift;                                                                              \
+        return (thrifty_##T)THRIFTY_CLAMP(y, low, high);                                                               \
+    }
 #endif
+
 THRIFTY_NARROW(s8, -128, 127)
 THRIFTY_NARROW(u8, 0, 255)
 THRIFTY_NARROW(s16, -32768, 32767)
 #undef THRIFTY_NARROW
-#undef THRIFTY_SATURATES
 
 #endif
