@@ -50,7 +50,23 @@ _FROM = {
     "optimize": "search",
     "save": "store",
 }
-__all__ = ["__version__", *_FROM]
+__all__ = [
+    "Budget",
+    "Cost",
+    "Lossless",
+    "Prune",
+    "Quantize",
+    "Recipe",
+    "Report",
+    "Task",
+    "ThriftyError",
+    "Train",
+    "count",
+    "load",
+    "load_task",
+    "optimize",
+    "save",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -43,7 +43,7 @@ def table_text(table: Table) -> str:
 
 
 def finish(report: Report, as_json: bool, where: str = "") -> int:
-    """Print the report (steps, notes and the line of truth) and return the exit code; `where` is its HTML file."""
+    """Print steps, notes and the line of truth, or JSON, and return the exit code; where: such as "report: FILE"."""
     if as_json:
         sys.stdout.write(report.to_json())
         return 0 if report.within_budget else 1
@@ -53,7 +53,7 @@ def finish(report: Report, as_json: bool, where: str = "") -> int:
         say(f"note: {note}")
     if report.parity is not None:
         say(f"parity: {report.parity}")
-    say(f"{report.verdict}     report: {where}" if where else report.verdict)
+    say(f"{report.verdict}     {where}" if where else report.verdict)
     return 0 if report.within_budget else 1
 
 

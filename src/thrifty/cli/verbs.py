@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import statistics
 import time
 from dataclasses import fields, replace
@@ -36,7 +37,7 @@ from thrifty.errors import DataError, KnobError, MissingExtra, StoreError
 from thrifty.graph import Graph
 from thrifty.recipe import Recipe, make_step
 from thrifty.report import Layer, Parity, Report, write_bytes, write_text
-from thrifty.report.text import layers_table
+from thrifty.report.text import layers_table, steps_table
 from thrifty.search import optimize as search
 from thrifty.store import save
 from thrifty.task import Task
@@ -78,7 +79,7 @@ def run_compress(args: argparse.Namespace) -> int:
     task = read_task(args)
     model, source = read_model(args, task)
     refuse_shapes(model, task.example)
-    report = Report(f"compress {source}", budget, args.target or "", args.seed, _metric(task))
+    report = Report(f"compress {_short(source)}", budget, args.target or "", args.seed, _metric(task))
     torch.manual_seed(args.seed)
     result = apply_recipe(model, recipe, task, report)
     if args.target or budget.flash_bytes or budget.ram_bytes or budget.instructions:
@@ -110,7 +111,7 @@ def run_deploy(args: argparse.Namespace) -> int:
     program = lower(graph, args.name)
     x = _samples(task, args.samples)
     made = deployment.deploy(program, out / "c", args.target, x, min(args.vectors, len(x)))
-    report = Report(f"deploy {source} on {args.target}", _budget(args), args.target, args.seed, _metric(task))
+    report = Report(f"deploy {_short(source)} on {args.target}", _budget(args), args.target, args.seed, _metric(task))
     before = task.score(model, args.split)
     report.add("start", count(graph), before, note="the model in torch", host_us=_host_us(model, task.example))
     after = task.score_outputs(_outputs(program, task.split(args.split).x.numpy()), args.split)
@@ -142,9 +143,9 @@ def run_check(args: argparse.Namespace) -> int:
     for refusal in found:
         say(f"- {refusal}")
     if found:
-        say(f"{source} cannot be deployed on {target.title}: {len(found)} reason(s)")
+        say(f"{_short(source)} cannot be deployed on {target.title}: {len(found)} reason(s)")
         return 1
-    say(f"{source} can be deployed on {target.title}")
+    say(f"{_short(source)} can be deployed on {target.title}")
     return 0
 
 
@@ -154,8 +155,8 @@ def run_profile(args: argparse.Namespace) -> int:
     model, source = read_model(args, task)
     example = read_example(args, model, task)
     refuse_shapes(model, example)
-    graph = capture(model, example)
-    report = Report(f"profile {source}", target=args.target or "", seed=args.seed)
+    graph, metric = capture(model, example), "score" if task is None else _metric(task)
+    report = Report(f"profile {_short(source)}", target=args.target or "", seed=args.seed, metric=metric)
     cost, micro = count(graph), _host_us(model, example)
     report.add("start", cost, None if task is None else task.score(model), host_us=micro)
     if args.target is None:
@@ -181,7 +182,7 @@ def run_train(args: argparse.Namespace) -> int:
     model, source = read_model(args, task)
     refuse_shapes(model, task.example)
     checkpoint = out.with_name(f"{out.name}.checkpoint") if args.resume else None
-    report = Report(f"train {source}", seed=args.seed, metric=_metric(task))
+    report = Report(f"train {_short(source)}", seed=args.seed, metric=_metric(task))
     report.add("start", Cost(), task.score(model))
     start = time.perf_counter()
     with progress_bar("train") as progress:
@@ -193,10 +194,11 @@ def run_train(args: argparse.Namespace) -> int:
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     report.files["weights"] = out.name
-    code = finish(report, args.json)
-    if not args.json:
-        say(f"weights: {out}")
-    return code
+    if args.json:
+        return finish(report, as_json=True)
+    say(table_text(steps_table(report)))
+    say(f"trained: {report.metric} {report.rows[-1].score:.4f} on the validation split     weights: {out}")
+    return 0
 
 
 def run_report(args: argparse.Namespace) -> int:
@@ -211,7 +213,8 @@ def run_report(args: argparse.Namespace) -> int:
         write_text(args.html, read.to_html())
     if args.markdown:
         write_text(args.markdown, read.to_markdown())
-    return finish(read, args.json, args.html or args.markdown or "")
+    where = args.html or args.markdown
+    return finish(read, args.json, f"report: {where}" if where else "")
 
 
 def run_list(args: argparse.Namespace) -> int:
@@ -248,13 +251,18 @@ def _metric(task: Task) -> str:
     return getattr(task.metric, "__name__", "accuracy" if task.classes else "score")
 
 
+def _short(source: str) -> str:
+    """Return a source without its arguments."""
+    return shlex.split(source)[0]
+
+
 def _save(model: nn.Module, out: Path, source: str, report: Report) -> None:
     save(model, out / "model", source)
     report.files["model (thrifty.store.load)"] = "model"
 
 
 def _finish(report: Report, args: argparse.Namespace) -> int:
-    where = str(report.write(args.out)) if args.out else ""
+    where = f"report: {report.write(args.out)}" if args.out else ""
     return finish(report, args.json, where)
 
 
