@@ -6,6 +6,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
 import shutil
 import tempfile
 import threading
@@ -64,7 +65,9 @@ def run_host(
 def _compiled(program: Program, cc: str, flags: tuple[str, ...]) -> Path:
     """Return the folder of the emitted C with model.bin, compiled now or earlier."""
     files = render(program, None, target("host"))
-    recipe = "\0".join([tool_version((cc, "--version")), cc, *flags, runtime("host.c").read_text(), *files.values()])
+    recipe = "\0".join(
+        [tool_version((cc, "--version")), cc, _processor(), *flags, runtime("host.c").read_text(), *files.values()]
+    )
     place = cache_folder() / "host" / hashlib.sha256(recipe.encode()).hexdigest()[:24]
     if not (place / "model.bin").exists():
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +81,16 @@ def _compiled(program: Program, cc: str, flags: tuple[str, ...]) -> Path:
             if not place.exists():
                 _claim(fresh, place)
     return place
+
+
+@functools.cache
+def _processor() -> str:
+    """Return what -march=native depends on, as far as it is easily known."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
 def _claim(fresh: Path, place: Path) -> None:

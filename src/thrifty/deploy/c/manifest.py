@@ -107,7 +107,8 @@ def as_batch(manifest: Manifest, inputs: npt.ArrayLike) -> Array:
     if x.shape[1:] != port.shape or not len(x):
         want = ", ".join(map(str, port.shape))
         raise DataError(f"inputs have shape {x.shape}; the model takes (n, {want})")
-    exact = x.astype(port.dtype)
+    with np.errstate(invalid="ignore"):  # NaN is caught below
+        exact = x.astype(port.dtype)
     if port.dtype != "float32" and not np.array_equal(exact, x):
         raise DataError(f"inputs from {x.min()} to {x.max()} are no integers of {port.dtype}; quantise them first")
     return np.ascontiguousarray(exact)

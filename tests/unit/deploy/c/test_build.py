@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from c_programs import batch, network, tiny
+from c_programs import batch, network, same_bits, tiny
 
 from thrifty.deploy.c import build as build_module
 from thrifty.deploy.c.build import WARNINGS, build, runtime, tool_environment
 from thrifty.deploy.c.emit import emit
+from thrifty.deploy.c.emulate import emulate
 from thrifty.deploy.run import run
 from thrifty.deploy.targets import targets
 from thrifty.errors import KnobError, MissingExtra, NoMatch, ToolError
@@ -100,9 +101,13 @@ def test_the_command_and_the_compiler_are_on_record(built):
     assert "arm-none-eabi-gcc" in image.version
 
 
-@pytest.mark.parametrize("opt", ["-O0", "-Os"])
-def test_other_optimisations_link(opt, tmp_path):
-    assert build(emit(network("int8"), tmp_path / "c"), "cortex-m4", opt).flash_bytes > 0
+@pytest.mark.parametrize("kind", ["int8", "int16", "float32"])
+@pytest.mark.parametrize("opt", ["-O0", "-O1", "-O2", "-Os"])
+def test_optimisation_does_not_change_a_bit(opt, kind, tmp_path):
+    program = network(kind)
+    x = batch(program, 3)
+    image = build(emit(program, tmp_path / "c"), "cortex-m4", opt, "gcc")
+    assert same_bits(emulate(image, x, count=False).outputs, run(program, x))
 
 
 def test_the_cache_belongs_to_the_user():

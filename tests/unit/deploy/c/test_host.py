@@ -37,7 +37,7 @@ def test_a_program_is_compiled_once(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "bad", [np.zeros((2, 5, 4, 3)), np.zeros((0, 4, 4, 3)), np.full((1, 4, 4, 3), 128), np.full((1, 4, 4, 3), 0.5)]
+    "bad", [np.zeros((2, 5, 4, 3)), np.zeros((0, 4, 4, 3)), np.full((1, 4, 4, 3), 128), np.full((1, 4, 4, 3), np.nan)]
 )
 def test_inputs_that_do_not_fit_are_refused(bad):
     with pytest.raises(DataError, match="inputs"):

@@ -71,8 +71,9 @@ def test_comments_cannot_be_left(text):
 
 
 HOSTILE = [
-    "int", "arena", "model.run", "model_input", "thrifty_add_s8_s8_s8", "MODEL_LAYER", "INT8_MAX", "int8_t", "0", "a.b", "a_b",
-    "layer_a", "main", "*/ #error", "größe", "x", "THRIFTY_DSP", "arena_2", "and", "unix",
+    "int", "arena", "model.run", "model_input", "thrifty_add_s8_s8_s8", "MODEL_LAYER", "INT8_MAX",
+    "int8_t", "0", "a.b", "a_b", "layer_a", "main", "*/ #error",
+    "größe", "x", "THRIFTY_DSP", "arena_2", "and", "unix",
 ]  # fmt: skip
 
 
