@@ -68,7 +68,7 @@ def choose(call: Call, x: Buffer, y: Buffer, isa: str = "dsp") -> str:
 def _fill_cost(layer: Layer, window: Window, tile: int) -> float:
     run, runs, _ = runs_of(layer, window, tile)
     kh, channels = int(layer.weight.shape[1]), int(layer.weight.shape[3])
-    each = {"SWIZZLED": 1.5, "WORDS": 1.2, "NATURAL": 4.0}[window.fill] * channels
+    each = {"SWIZZLED": 1.5, "WORDS": 1.2, "TRIPLES": 2.5, "NATURAL": 4.0}[window.fill] * channels
     return 40 + runs * (10 + kh * (20 + run * (each + (8 if kh > 1 else 0))))
 
 
@@ -127,6 +127,8 @@ def _fill(layer: Layer, window: Window, lanes: int) -> tuple[str, str]:
     """Return (name, instance) of the function that fills a row buffer."""
     short = SHORT[layer.in_type]
     name = f"thrifty_fill_{short}_{window.fill}_{lanes}".lower()
+    if window.fill == "TRIPLES":
+        return name, f"THRIFTY_FILL_TRIPLES({name}, {short}, {lanes})"
     return name, f"THRIFTY_FILL({name}, {short}, {window.fill}, {lanes})"
 
 
@@ -225,21 +227,21 @@ def _depthwise(layer: Layer) -> Kernel:
     stream = np.concatenate([np.stack(ends, axis=1), taps], axis=1).astype(np.uint32)
     windows, columns = -(-height // (3 - stride)), (width - 1) * stride + 3
     together = windows if windows * columns * 8 <= DEPTHWISE_WORDS else 1
-    buffer_words = 8 * columns * (windows if together == windows and windows > 1 else 2)
-    pair = f"thrifty_pair_{SHORT[layer.in_type]}"
+    buffer_rows = windows if together == windows and windows > 1 else 2
+    four = f"thrifty_depthwise_four_{SHORT[layer.in_type]}"
     rows = f"thrifty_depthwise{stride}_{form.name}"
     bits = "16" if layer.in_type == "int16" else "8"
-    instances = (f"THRIFTY_ROW_PAIR({pair}, {SHORT[layer.in_type]}, {bits})",
+    instances = (f"THRIFTY_DEPTHWISE_FOUR({four}, {SHORT[layer.in_type]}, {bits})",
                  f"THRIFTY_DEPTHWISE({rows}, {form.weights}, {form.requant}, {form.store}, {stride})")  # fmt: skip
     numbers: Members = [("in_h", layer.in_shape[0]), ("in_w", layer.in_shape[1]), ("channels", channels),
                ("out_h", height), ("out_w", width), ("stride", stride), ("top", layer.pad[0]), ("left", layer.pad[2]),
-               ("in_bytes", 2 if bits == "16" else 1), ("out_bytes", _item(layer)),
+               ("out_bytes", _item(layer)),
                ("channel_words", stream.shape[1]), ("columns", columns), ("together", together),
-               ("buffer_words", str(buffer_words))]  # fmt: skip
-    members: Members = [("stream", "{name}_stream"), ("pair", pair), ("rows", rows),
+               ("buffer_rows", buffer_rows)]  # fmt: skip
+    members: Members = [("stream", "{name}_stream"), ("four", four), ("rows", rows),
                ("finish", _finish_members(layer, form)), *numbers]  # fmt: skip
     return Kernel("depthwise", ("depthwise.h",), "thrifty_depthwise", "thrifty_depthwise_t", instances,
-                  (("stream", "uint32_t", stream.reshape(-1)),), tuple(members), 4 * buffer_words, 52)  # fmt: skip
+                  (("stream", "uint32_t", stream.reshape(-1)),), tuple(members), 32 * columns * buffer_rows, 52)  # fmt: skip
 
 
 def _nibbles(weight: Array) -> Array:

@@ -19,7 +19,7 @@ TAPS = {"W8": 4, "W16": 4, "W4": 8, "W4X": 8}  # of an inner step: kernels/block
 class Window:
     """The row buffer of some layer: rows.h."""
 
-    fill: str  # SWIZZLED, WORDS or NATURAL
+    fill: str  # SWIZZLED, WORDS, TRIPLES or NATURAL
     column: int  # elements of a column
     advance: int  # words of a lane from one window to the next
     steps: int  # inner steps of a window
@@ -29,8 +29,10 @@ class Window:
 def window_of(layer: Layer, weights: str) -> Window:
     """Return how windows of a layer lie in a row buffer; weights: W8, W16, W4 or W4X."""
     _, kh, kw, channels = layer.weight.shape
-    wide = layer.in_type == "int16"
-    fill = ("WORDS" if channels % 2 == 0 else "NATURAL") if wide else ("NATURAL" if channels % 4 else "SWIZZLED")
+    if layer.in_type == "int16":
+        fill = "NATURAL" if channels % 2 else "WORDS"
+    else:
+        fill = "TRIPLES" if channels == 3 else "NATURAL" if channels % 4 else "SWIZZLED"
     column = kh * channels + kh * channels % 2
     steps = -(-kw * column // TAPS[weights])
     advance = min(layer.stride[1], kw) * column // 2
@@ -43,15 +45,24 @@ def runs_of(layer: Layer, window: Window, tile: int) -> tuple[int, int, int]:
     return ((tile - 1) * stride + kw, 1, 0) if stride <= kw else (kw, tile, stride)
 
 
+def _order(fill: str, kh: int, channels: int) -> Array:
+    """Return which element [ky, channel] of an input column each element of a buffer column is, -1 for none."""
+    natural = np.arange(kh * channels)
+    if fill == "SWIZZLED":
+        return natural.reshape(-1, 4)[:, [0, 2, 1, 3]].reshape(-1)
+    if fill == "TRIPLES":
+        rows = natural.reshape(kh, 3)
+        return np.concatenate([rows[:, [0, 2]].reshape(-1), rows[:, 1], [-1] * (kh % 2)])
+    return np.concatenate([natural, [-1] * (natural.size % 2)])
+
+
 def _ordered(layer: Layer, window: Window, taps: int) -> Array:
     """Return weights (Co, taps of all steps) in the order of the row buffer, zeros where it has slack."""
     count, kh, kw, channels = layer.weight.shape
-    columns = np.zeros((count, kw, window.column), dtype=np.int64)
-    columns[:, :, : kh * channels] = layer.weight.transpose(0, 2, 1, 3).reshape(count, kw, -1)
-    if window.fill == "SWIZZLED":
-        columns = columns.reshape(count, kw, -1, 4)[..., [0, 2, 1, 3]]
+    order = _order(window.fill, kh, channels).astype(np.int64)
+    columns = layer.weight.transpose(0, 2, 1, 3).reshape(count, kw, kh * channels)
     ordered = np.zeros((count, window.steps * taps), dtype=np.int64)
-    ordered[:, : kw * window.column] = columns.reshape(count, -1)
+    ordered[:, : kw * window.column] = np.where(order < 0, 0, columns[:, :, order]).reshape(count, -1)
     return ordered
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +106,7 @@ def make_float(
 ) -> Case:  # fmt: skip
     """Return a float32 call with random constants."""
     h, w, c = shape
+    groups = groups if op == "conv" else 1
     if op == "linear":
         kernel, stride, pad = (1, 1), (1, 1), (0, 0, 0, 0)
     oh, ow = (h + pad[0] + pad[1] - kernel[0]) // stride[0] + 1, (w + pad[2] + pad[3] - kernel[1]) // stride[1] + 1
@@ -115,7 +114,8 @@ def make_float(
     sizes = {"linear": (out, h * w * c), "depthwise": (*kernel, c), "conv": (out, *kernel, c // groups)}
     attrs = {"stride": stride, "pad": pad, "groups": groups, "weight_bits": 32, "requant": "float",
              "low": clamp[0], "high": clamp[1]}  # fmt: skip
-    constants = {"weight": rng.standard_normal(sizes[op]).astype(np.float32), "bias": rng.standard_normal(out).astype(np.float32)}  # fmt: skip
+    weight, bias = rng.standard_normal(sizes[op]), rng.standard_normal(out)
+    constants = {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
     call = Call(op, "layer", ("x",), "y", attrs, constants)
     x, y = Buffer("x", shape, "float32"), Buffer("y", (1, 1, out) if op == "linear" else (oh, ow, out), "float32")
     data = rng.standard_normal(shape).astype(np.float32)
@@ -176,6 +176,61 @@ def reference(call: Call, x: Buffer, y: Buffer, data: np.ndarray) -> np.ndarray:
     return np.clip(acc, a["low"], a["high"]).astype(y.dtype)
 
 
+def random_case(rng: np.random.Generator, op: str) -> Case | None:
+    """Return a call of random shape, types and requantisation; None when the random numbers make no sense."""
+    in_type = str(rng.choice(["int8", "uint8", "int16"]))
+    bits = int(rng.choice([4, 8, 8, 16] if in_type == "int16" else [4, 8]))
+    out_type = str(rng.choice(["int8", "uint8", "int16"]))
+    k: dict[str, Any] = {"types": (in_type, bits, out_type), "extreme": bool(rng.random() < 0.2)}
+    k["requant"] = str(rng.choice(["multiplier", "shift"]))
+    k["rounding"] = str(rng.choice(["half_up", "floor"]))
+    low, high = LIMITS[out_type]
+    if rng.random() < 0.4:
+        k["clamp"] = (0 if rng.random() < 0.6 else max(low, -int(rng.integers(1, 100))),
+                      high if rng.random() < 0.5 else int(rng.integers(1, high)))  # fmt: skip
+    channels, k["out"] = int(rng.choice([1, 2, 3, 4, 5, 6, 7, 8, 12])), int(rng.integers(1, 14))
+    if op == "linear":
+        k["shape"] = (int(rng.integers(1, 3)), int(rng.integers(1, 4)), int(rng.choice([1, 3, 4, 7, 8, 16, 31])))
+    else:
+        k |= _random_window(rng, op, channels)
+    if k["requant"] == "multiplier":
+        k["pre_shift"] = int(rng.choice([0, 0, 0, 1, 2]))
+    elif rng.random() < 0.5:
+        filters = channels if op == "depthwise" else k["out"]
+        many = tuple(int(v) for v in rng.integers(3, 14, filters))
+        k["shift"] = many if rng.random() < 0.6 else int(rng.integers(-2, 12))
+    try:
+        return make(rng, op=op, **k)
+    except AssertionError:  # a sum, shifted to the left, leaves int32
+        return None
+
+
+def _random_window(rng: np.random.Generator, op: str, channels: int) -> dict[str, Any]:
+    kh, kw = int(rng.integers(1, 5)), int(rng.integers(1, 5))
+    stride = (int(rng.integers(1, 4)), int(rng.integers(1, 4)))
+    if op == "depthwise" and rng.random() < 0.7:
+        kh, kw, stride = 3, 3, (1, 1) if rng.random() < 0.5 else (2, 2)
+    elif rng.random() < 0.3:
+        kh, kw = 1, 1
+    h, w = int(rng.integers(1, 9)), int(rng.integers(1, 20))
+    if op == "conv" and rng.random() < 0.3:
+        h, kh = 1, 1
+    pad = (0, 0, 0, 0) if rng.random() < 0.4 else tuple(int(v) for v in rng.integers(0, 3, 4))
+    h, w = max(h, kh - pad[0] - pad[1], 1), max(w, kw - pad[2] - pad[3], 1)
+    found: dict[str, Any] = {"shape": (h, w, channels), "kernel": (kh, kw), "stride": stride, "pad": pad}
+    if op == "conv" and rng.random() < 0.15:
+        groups = int(rng.choice([g for g in (1, 2, 3, 4, 5, 6, 8) if channels % g == 0]))
+        found |= {"groups": groups, "out": groups * int(rng.integers(1, 4))}
+    return found
+
+
+def random_cases(seed: int, count: int) -> list[Case]:
+    """Return about `count` random calls: half convolutions, the rest depthwise and linear."""
+    rng = np.random.default_rng(seed)
+    made = [random_case(rng, str(op)) for op in rng.choice(["conv", "conv", "depthwise", "linear"], count)]
+    return [case for case in made if case is not None]
+
+
 def source(cases: list[Case]) -> str:
     """Return C: for each case n `caseN_x`, `caseN_y`, and a function `caseN` that runs it."""
     headers = sorted({h for case in cases for h in case.kernel.headers})
@@ -207,10 +262,14 @@ def run_host(cases: list[Case], compiler: str = "gcc", flags: tuple[str, ...] = 
         path.write_text(text)
         binary = path.with_suffix("")
         command = [compiler, *WARNINGS, *flags, str(path), "-o", str(binary)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[:3000]
+        _compile(command)
         done = subprocess.run([str(binary)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[:500] + done.stderr[:2000]
+
+
+def _compile(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[:3000]
 
 
 # ---- Cortex-M in Unicorn ----
@@ -220,8 +279,15 @@ CPU_FLAGS = {
     "cortex-m7": ("-mcpu=cortex-m7", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv5-sp-d16"),
     "cortex-m0plus": ("-mcpu=cortex-m0plus", "-mthumb", "-mfloat-abi=soft"),
 }
-ZIG_TARGET = {"cortex-m4": "thumb-freestanding-eabihf", "cortex-m7": "thumb-freestanding-eabihf", "cortex-m0plus": "thumb-freestanding-eabi"}  # fmt: skip
-LINK = "SECTIONS { . = 0x10000; .text : { *(.text*) *(.rodata*) } /DISCARD/ : { *(.ARM.exidx*) } . = 0x20000000; .data : { *(.data*) *(.bss*) *(COMMON) } }"
+LINK = """
+SECTIONS {
+    . = 0x10000;
+    .text : { *(.text*) *(.rodata*) }
+    /DISCARD/ : { *(.ARM.exidx*) }
+    . = 0x20000000;
+    .data : { *(.data*) *(.bss*) *(COMMON) }
+}
+"""
 
 
 class Machine:
@@ -237,14 +303,15 @@ class Machine:
                 tool = ["arm-none-eabi-gcc", *CPU_FLAGS[cpu], "-fno-ipa-icf"]
                 tail = ["-nostdlib", "-lgcc"]
             else:
-                tool = [sys.executable, "-m", "ziglang", "cc", "-target", ZIG_TARGET[cpu], f"-mcpu={cpu.replace('-', '_')}", "-fno-sanitize=all"]  # fmt: skip
+                abi = "eabi" if cpu == "cortex-m0plus" else "eabihf"
+                tool = [sys.executable, "-m", "ziglang", "cc", "-target", f"thumb-freestanding-{abi}"]
+                tool += [f"-mcpu={cpu.replace('-', '_')}", "-fno-sanitize=all"]
                 tail = []  # zig brings its own run-time library
             flags = [*WARNINGS, opt, "-ffreestanding", "-ffunction-sections", "-fdata-sections"]
-            done = subprocess.run([*tool, *flags, "-c", str(folder / "k.c"), "-o", str(folder / "k.o")], capture_output=True, text=True, check=False)  # fmt: skip
-            assert done.returncode == 0, done.stderr[:3000]
+            _compile([*tool, *flags, "-c", str(folder / "k.c"), "-o", str(folder / "k.o")])
             entries = [f"-Wl,-u,case{i}" for i in range(len(cases))]
-            done = subprocess.run([*tool, str(folder / "k.o"), "-o", str(folder / "k.elf"), f"-Wl,-T,{folder / 'link.ld'}", "-Wl,--gc-sections", "-Wl,-e,case0", *entries, *tail], capture_output=True, text=True, check=False)  # fmt: skip
-            assert done.returncode == 0, done.stderr[:3000]
+            link = [f"-Wl,-T,{folder / 'link.ld'}", "-Wl,--gc-sections", "-Wl,-e,case0", *entries, *tail]
+            _compile([*tool, str(folder / "k.o"), "-o", str(folder / "k.elf"), *link])
             self.elf = (folder / "k.elf").read_bytes()
         self._load()
 
@@ -260,7 +327,8 @@ class Machine:
         self.symbols = {s.name: s["st_value"] for s in table.iter_symbols() if s["st_size"] or s["st_value"]}
         self.sizes = {s.name: s["st_size"] for s in table.iter_symbols() if s["st_info"]["type"] == "STT_FUNC"}
         self.uc = unicorn.Uc(unicorn.UC_ARCH_ARM, unicorn.UC_MODE_THUMB | unicorn.UC_MODE_MCLASS)
-        self.uc.ctl_set_cpu_model({"cortex-m4": arm.UC_CPU_ARM_CORTEX_M4, "cortex-m7": arm.UC_CPU_ARM_CORTEX_M7, "cortex-m0plus": arm.UC_CPU_ARM_CORTEX_M0}[self.cpu])  # fmt: skip
+        models = {"m4": arm.UC_CPU_ARM_CORTEX_M4, "m7": arm.UC_CPU_ARM_CORTEX_M7, "m0plus": arm.UC_CPU_ARM_CORTEX_M0}
+        self.uc.ctl_set_cpu_model(models[self.cpu.removeprefix("cortex-")])
         self.uc.mem_map(0x10000, 0x400000)
         self.uc.mem_map(0x20000000, 0x400000)
         self.uc.mem_map(0x30000000, 0x1000)
@@ -287,6 +355,11 @@ class Machine:
 
         self.uc.hook_add(unicorn.UC_HOOK_BLOCK, block)
 
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of all kernels, the functions of the cases left out."""
+        return sum(size for name, size in self.sizes.items() if not name.startswith("case"))
+
     def run(self, i: int) -> tuple[np.ndarray, int]:
         """Return (output, instructions) of case i."""
         import unicorn.arm_const as arm
@@ -297,7 +370,7 @@ class Machine:
                 uc.mem_write(self.symbols[f"case{i}_{suffix}"], content)
         uc.reg_write(arm.UC_ARM_REG_SP, 0x20000000 + 0x3FFF00)
         uc.reg_write(arm.UC_ARM_REG_LR, 0x30000001)
-        saved = {r: 0x11110000 + r for r in (arm.UC_ARM_REG_R4, arm.UC_ARM_REG_R5, arm.UC_ARM_REG_R6, arm.UC_ARM_REG_R7, arm.UC_ARM_REG_R8, arm.UC_ARM_REG_R9, arm.UC_ARM_REG_R10, arm.UC_ARM_REG_R11)}  # fmt: skip
+        saved = {getattr(arm, f"UC_ARM_REG_R{r}"): 0x11110000 + r for r in range(4, 12)}
         for register, value in saved.items():
             uc.reg_write(register, value)
         self.counted = 0
@@ -315,10 +388,3 @@ class Machine:
             assert np.array_equal(got, case.expected), f"case {i} ({case.kernel.variant}) differs on {self.cpu}"
             counts.append(count)
         return counts
-
-
-@cache
-def has(tool: str) -> bool:
-    import shutil
-
-    return shutil.which(tool) is not None

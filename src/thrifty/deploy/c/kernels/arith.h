@@ -8,13 +8,18 @@
 #include "simd.h"
 #include <stddef.h>
 
-/* For functions whose body is assembly: the compiler must neither inline nor clone them nor change their parameters. */
-#if defined(__clang__)
-#define THRIFTY_ASM_FUNCTION static __attribute__((naked, noinline, unused, aligned(4)))
-#else
-#define THRIFTY_ASM_FUNCTION static __attribute__((naked, noipa, unused, aligned(4)))
-#endif
 #define THRIFTY_UNUSED __attribute__((unused))
+#if defined(__clang__)
+#define THRIFTY_ALONE noinline
+#define THRIFTY_UNTOUCHED noinline
+#else
+#define THRIFTY_ALONE noinline, noclone
+#define THRIFTY_UNTOUCHED noipa
+#endif
+/* One copy: what is not worth inlining. */
+#define THRIFTY_SHARED static __attribute__((THRIFTY_ALONE, unused))
+/* The body is assembly: the compiler must neither inline nor clone it nor change its parameters. */
+#define THRIFTY_ASM_FUNCTION static __attribute__((naked, THRIFTY_UNTOUCHED, unused, aligned(4)))
 
 /* A word of memory that other types may share. */
 typedef uint32_t __attribute__((may_alias)) thrifty_word_t;

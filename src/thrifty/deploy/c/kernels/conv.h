@@ -40,7 +40,7 @@ typedef struct {
     uint16_t pixel_bytes;          /* bytes of an output pixel */
 } thrifty_conv_t;
 
-static inline void thrifty_conv(const thrifty_conv_t *k, const void *x, void *y, void *scratch)
+THRIFTY_SHARED void thrifty_conv(const thrifty_conv_t *k, const void *x, void *y, void *scratch)
 {
     thrifty_word_t *const window = (thrifty_word_t *)scratch;
     const uint32_t odd = k->channels & 1u ? k->pixel_bytes / k->channels : 0u;

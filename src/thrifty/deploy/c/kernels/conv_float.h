@@ -24,7 +24,7 @@ THRIFTY_INLINE float thrifty_float_clamp(float v, const thrifty_float_t *k)
 }
 
 /* Gather the window of output pixel (row, column), channels from `first` on, as every `lanes`-th number of `to`. */
-static inline void thrifty_float_window(const thrifty_float_t *k, const float *x, int32_t row, int32_t column,
+THRIFTY_SHARED void thrifty_float_window(const thrifty_float_t *k, const float *x, int32_t row, int32_t column,
                                         uint32_t first, float *to, const uint32_t lanes)
 {
     row = row * k->stride_h - k->top;
@@ -61,7 +61,7 @@ static inline void thrifty_float_window(const thrifty_float_t *k, const float *x
     (to)[3] = thrifty_float_clamp(a##3, k);
 
 /* Four channels of four windows. */
-static inline void thrifty_float_4x4(const thrifty_float_t *k, const float *w, const float *x, uint32_t taps,
+THRIFTY_SHARED void thrifty_float_4x4(const thrifty_float_t *k, const float *w, const float *x, uint32_t taps,
                                      float *const *y, uint32_t channel)
 {
     float a0 = w[0], a1 = w[1], a2 = w[2], a3 = w[3];
@@ -80,7 +80,7 @@ static inline void thrifty_float_4x4(const thrifty_float_t *k, const float *w, c
 }
 
 /* Four channels of one window. */
-static inline void thrifty_float_4x1(const thrifty_float_t *k, const float *w, const float *x, uint32_t taps, float *y)
+THRIFTY_SHARED void thrifty_float_4x1(const thrifty_float_t *k, const float *w, const float *x, uint32_t taps, float *y)
 {
     float a0 = w[0], a1 = w[1], a2 = w[2], a3 = w[3];
     for (w += 4; taps > 0; taps--, w += 4) {
@@ -91,7 +91,7 @@ static inline void thrifty_float_4x1(const thrifty_float_t *k, const float *w, c
 }
 
 /* One channel of one window, whose taps lie `lanes` apart. */
-static inline void thrifty_float_1x1(const thrifty_float_t *k, const float *w, const float *x, uint32_t taps, float *y,
+THRIFTY_SHARED void thrifty_float_1x1(const thrifty_float_t *k, const float *w, const float *x, uint32_t taps, float *y,
                                      const uint32_t lanes)
 {
     float sum = *w++;
@@ -100,7 +100,7 @@ static inline void thrifty_float_1x1(const thrifty_float_t *k, const float *w, c
     *y = thrifty_float_clamp(sum, k);
 }
 
-static inline void thrifty_conv_float(const thrifty_float_t *k, const void *input, void *output, void *scratch)
+THRIFTY_SHARED void thrifty_conv_float(const thrifty_float_t *k, const void *input, void *output, void *scratch)
 {
     const uint32_t taps = (uint32_t)k->kernel_h * k->kernel_w * k->group_in, pixels = (uint32_t)k->out_h * k->out_w;
     float *const windows = (float *)scratch;
@@ -132,7 +132,7 @@ static inline void thrifty_conv_float(const thrifty_float_t *k, const void *inpu
     }
 }
 
-static inline void thrifty_linear_float(const thrifty_float_t *k, const void *input, void *output,
+THRIFTY_SHARED void thrifty_linear_float(const thrifty_float_t *k, const void *input, void *output,
                                         void *scratch THRIFTY_UNUSED)
 {
     const float *w = k->stream, *x = (const float *)input;
@@ -146,7 +146,7 @@ static inline void thrifty_linear_float(const thrifty_float_t *k, const void *in
 }
 
 /* Constants: for each four channels their biases, then their weights tap by tap; the last one to three one by one. */
-static inline void thrifty_depthwise_float(const thrifty_float_t *k, const void *input, void *output,
+THRIFTY_SHARED void thrifty_depthwise_float(const thrifty_float_t *k, const void *input, void *output,
                                            void *scratch THRIFTY_UNUSED)
 {
     const float *const x = (const float *)input;

@@ -15,11 +15,6 @@
 #include "block.h"
 #include "rows.h"
 
-/* One row of pairs: upper and lower input row (NULL: zeros) from the first column inside, whose place in the buffer is
- * `p` and, as q of the row before, `q`. */
-typedef void thrifty_row_pair_t(const void *upper, const void *lower, uint32_t in_c, uint32_t columns, thrifty_word_t *p,
-                                thrifty_word_t *q);
-
 /* `rows` rows of windows of four channels. end: behind the last window of the first row; pitch: bytes of a row of the
  * buffer; lower: bytes from an output row to the one below; pixel: bytes of an output pixel; next: bytes from the end of
  * an output row (or two) to the beginning of the next. */
@@ -28,18 +23,24 @@ typedef void thrifty_depthwise_rows_t(const thrifty_word_t *p, const uint32_t *s
                                       int32_t next, int32_t max_less_high, int32_t min_less_low, int32_t shift,
                                       uint32_t spare0, uint32_t spare1, uint32_t channels);
 
-typedef struct {
+typedef struct thrifty_depthwise thrifty_depthwise_t;
+
+/* Four channels from `channel` on. */
+typedef void thrifty_depthwise_four_t(const thrifty_depthwise_t *k, const void *x, void *y, thrifty_word_t *buffer,
+                                      uint32_t channel);
+
+struct thrifty_depthwise {
     const uint32_t *stream;
-    thrifty_row_pair_t *pair; /* makes a row of words */
+    thrifty_depthwise_four_t *four; /* four channels */
     thrifty_depthwise_rows_t *rows; /* the inner kernel */
     thrifty_finish_t finish;
     uint16_t in_h, in_w, channels, out_h, out_w, stride, top, left;
-    uint16_t in_bytes, out_bytes; /* of an element */
+    uint16_t out_bytes;           /* of an element */
     uint16_t channel_words;       /* of the stream, for a channel */
     uint16_t columns;             /* of the buffer */
     uint16_t together;            /* rows of windows that the buffer holds for the inner kernel: 1, or all */
-    uint32_t buffer_words;
-} thrifty_depthwise_t;
+    uint16_t buffer_rows;
+};
 
 #define THRIFTY_PAIR_STORE(at, v)                                                                                      \
     p[2 * (at)] = v;                                                                                                   \
@@ -68,19 +69,6 @@ typedef struct {
     }
 #define THRIFTY_PAIR_16(T) THRIFTY_PAIR_8(T)
 #endif
-
-#define THRIFTY_ROW_PAIR(name, T, BITS)                                                                                \
-    static void name(const void *upper_row, const void *lower_row, uint32_t in_c, uint32_t columns, thrifty_word_t *p, \
-                     thrifty_word_t *q)                                                                                \
-    {                                                                                                                  \
-        static const thrifty_##T zeros[4] = {0, 0, 0, 0};                                                              \
-        const thrifty_##T *upper = upper_row ? (const thrifty_##T *)upper_row : zeros;                                 \
-        const thrifty_##T *lower = lower_row ? (const thrifty_##T *)lower_row : zeros;                                 \
-        const uint32_t upper_step = upper_row ? in_c : 0, lower_step = lower_row ? in_c : 0;                           \
-        for (; columns > 0; columns--, upper += upper_step, lower += lower_step, p += 8, q += 8) {                     \
-            THRIFTY_PAIR_##BITS(T)                                                                                     \
-        }                                                                                                              \
-    }
 
 #if THRIFTY_DSP
 /* ---- r0 window, r1 output, r2 bias, r3 multiplier or shift, r4-r9 the filter, r10 r11 a column, r12 lr sums ---- */
@@ -235,7 +223,7 @@ typedef struct {
 #endif
 
 /* Run the inner kernel over `count` rows of windows that lie one behind the other in the buffer. */
-static inline void thrifty_depthwise_run(const thrifty_depthwise_t *k, const thrifty_word_t *p, const uint32_t *stream,
+THRIFTY_SHARED void thrifty_depthwise_run(const thrifty_depthwise_t *k, const thrifty_word_t *p, const uint32_t *stream,
                                          uint8_t *y, uint32_t count, uint32_t lower)
 {
     const uint32_t pixel = (uint32_t)k->channels * k->out_bytes, row = pixel * k->out_w;
@@ -245,50 +233,64 @@ static inline void thrifty_depthwise_run(const thrifty_depthwise_t *k, const thr
                 4);
 }
 
-/* Four channels from `channel` on. */
-static inline void thrifty_depthwise_four(const thrifty_depthwise_t *k, const uint8_t *x, uint8_t *y,
-                                          thrifty_word_t *buffer, uint32_t channel)
-{
-    const uint32_t height = 3u - k->stride; /* output rows of a row of windows */
-    const uint32_t windows = (k->out_h + height - 1u) / height, whole = k->out_h / height;
-    const uint32_t ring = k->together == 1 ? 2 : windows, row_words = 8u * k->columns;
-    const uint32_t pixel = (uint32_t)k->channels * k->out_bytes, row_bytes = pixel * k->out_w;
-    const uint32_t in_pixel = (uint32_t)k->channels * k->in_bytes, in_row = in_pixel * k->in_w;
-    const thrifty_span_t span = thrifty_span(-(int32_t)k->left, k->columns, k->in_w);
-    const uint8_t *const from = x + channel * k->in_bytes + (uint32_t)(span.begin - k->left) * in_pixel;
-    const uint32_t *const stream = k->stream + channel * k->channel_words;
-    thrifty_word_t *place = buffer + 8 * span.begin, *before = place;
-    uint8_t *out = y + channel * k->out_bytes;
-    int32_t row = -(int32_t)k->top;
-    for (uint32_t pair = 0, slot = 0; pair <= windows; pair++, row += 2) {
-        /* the words are p of this row of windows, and q of the one before; at the ends there is only one of them */
-        thrifty_word_t *const p = pair < windows ? place : before + 1, *const q = pair > 0 ? before + 1 : place;
-        k->pair(row >= 0 && row < k->in_h ? from + (uint32_t)row * in_row : NULL,
-                row + 1 >= 0 && row + 1 < k->in_h ? from + (uint32_t)(row + 1) * in_row : NULL, k->channels,
-                (uint32_t)span.columns, p, q);
-        if (k->together == 1 && pair > 0) {
-            thrifty_depthwise_run(k, before - 8 * span.begin, stream, out, 1, pair <= whole ? row_bytes : 0);
-            out += height * row_bytes;
-        }
-        before = place;
-        slot = slot + 1 == ring ? 0 : slot + 1;
-        place = buffer + slot * row_words + 8 * span.begin;
+#define THRIFTY_DEPTHWISE_FOUR(name, T, BITS)                                                                          \
+    static void name(const thrifty_depthwise_t *k, const void *x, void *y, thrifty_word_t *buffer, uint32_t channel)   \
+    {                                                                                                                  \
+        static const thrifty_##T none[4] = {0, 0, 0, 0};                                                               \
+        const uint32_t height = 3u - k->stride; /* output rows of a row of windows */                                  \
+        const uint32_t windows = (k->out_h + height - 1u) / height, whole = k->out_h / height;                         \
+        const uint32_t ring = k->together == 1 ? 2 : windows, row_words = 8u * k->columns;                             \
+        const uint32_t row_bytes = (uint32_t)k->channels * k->out_bytes * k->out_w, pixel = k->channels;               \
+        const thrifty_span_t span = thrifty_span(-(int32_t)k->left, k->columns, k->in_w);                              \
+        const thrifty_##T *const from = (const thrifty_##T *)x + channel + (uint32_t)(span.begin - k->left) * pixel;   \
+        const uint32_t *const stream = k->stream + channel * k->channel_words;                                         \
+        thrifty_word_t *place = buffer + 8 * span.begin, *before = place;                                              \
+        uint8_t *out = (uint8_t *)y + channel * k->out_bytes;                                                          \
+        int32_t row = -(int32_t)k->top;                                                                                \
+        for (uint32_t pair = 0, slot = 0; pair <= windows; pair++, row += 2) {                                         \
+            /* the words are p of this row of windows, and q of the one before; at the ends they are only one of them */ \
+            thrifty_word_t *p = pair < windows ? place : before + 1, *q = pair > 0 ? before + 1 : place;               \
+            const thrifty_##T *upper = none, *lower = none;                                                            \
+            uint32_t upper_step = 0, lower_step = 0;                                                                   \
+            if (row >= 0 && row < k->in_h) {                                                                           \
+                upper = from + (uint32_t)row * k->in_w * pixel;                                                        \
+                upper_step = pixel;                                                                                    \
+            }                                                                                                          \
+            if (row + 1 >= 0 && row + 1 < k->in_h) {                                                                   \
+                lower = from + (uint32_t)(row + 1) * k->in_w * pixel;                                                  \
+                lower_step = pixel;                                                                                    \
+            }                                                                                                          \
+            for (int32_t i = span.columns; i > 0; i--, upper += upper_step, lower += lower_step, p += 8, q += 8) {     \
+                THRIFTY_PAIR_##BITS(T)                                                                                 \
+            }                                                                                                          \
+            if (k->together == 1 && pair > 0) {                                                                        \
+                thrifty_depthwise_run(k, before - 8 * span.begin, stream, out, 1, pair <= whole ? row_bytes : 0);      \
+                out += height * row_bytes;                                                                             \
+            }                                                                                                          \
+            before = place;                                                                                            \
+            slot = slot + 1 == ring ? 0 : slot + 1;                                                                    \
+            place = buffer + slot * row_words + 8 * span.begin;                                                        \
+        }                                                                                                              \
+        if (k->together != 1) {                                                                                        \
+            thrifty_depthwise_run(k, buffer, stream, out, whole, row_bytes);                                           \
+            thrifty_depthwise_run(k, buffer + whole * row_words, stream, out + whole * height * row_bytes,             \
+                                  windows - whole, 0);                                                                 \
+        }                                                                                                              \
     }
-    if (k->together != 1) {
-        thrifty_depthwise_run(k, buffer, stream, out, whole, row_bytes);
-        thrifty_depthwise_run(k, buffer + whole * row_words, stream, out + whole * height * row_bytes, windows - whole, 0);
-    }
-}
 
-static inline void thrifty_depthwise(const thrifty_depthwise_t *k, const void *x, void *y, void *scratch)
+THRIFTY_SHARED void thrifty_depthwise(const thrifty_depthwise_t *k, const void *x, void *y, void *scratch)
 {
     thrifty_word_t *const buffer = (thrifty_word_t *)scratch;
-    for (uint32_t i = 0; i < k->buffer_words; i++)
-        buffer[i] = 0; /* columns outside the input stay so */
+    const thrifty_span_t span = thrifty_span(-(int32_t)k->left, k->columns, k->in_w);
+    const int32_t end = span.begin + span.columns, row = 8 * k->columns;
+    for (int32_t i = 0; i < k->buffer_rows; i++) { /* columns outside the input are zeros for ever */
+        thrifty_put_zeros(buffer + i * row, 0, 16 * span.begin, 1, 0, 1);
+        thrifty_put_zeros(buffer + i * row + 8 * end, 0, 16 * (k->columns - end), 1, 0, 1);
+    }
     for (uint32_t channel = 0; channel + 4 <= k->channels; channel += 4)
-        thrifty_depthwise_four(k, (const uint8_t *)x, (uint8_t *)y, buffer, channel);
+        k->four(k, x, y, buffer, channel);
     if (k->channels % 4) /* the last four overlap those before */
-        thrifty_depthwise_four(k, (const uint8_t *)x, (uint8_t *)y, buffer, k->channels - 4u);
+        k->four(k, x, y, buffer, k->channels - 4u);
 }
 
 #endif

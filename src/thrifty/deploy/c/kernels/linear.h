@@ -26,7 +26,7 @@ typedef struct {
     uint16_t item_bytes; /* bytes of an output element */
 } thrifty_linear_t;
 
-static inline void thrifty_linear(const thrifty_linear_t *k, const void *x, void *y, void *scratch)
+THRIFTY_SHARED void thrifty_linear(const thrifty_linear_t *k, const void *x, void *y, void *scratch)
 {
     uint8_t *out = (uint8_t *)y;
     const uint32_t together = k->channels & ~3u;
