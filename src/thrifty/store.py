@@ -254,6 +254,7 @@ def _write(place: Path, tensors: Mapping[str, Tensor], manifest: dict[str, Any])
     save_file(dict(tensors), place / WEIGHTS, metadata={"format": "pt"})
     manifest["weights"] = {"bytes": (place / WEIGHTS).stat().st_size, "sha256": _checksum(place / WEIGHTS)}
     (place / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (place / WEIGHTS).chmod((place / MANIFEST).stat().st_mode)  # save_file lets nobody else read
     for name in (WEIGHTS, MANIFEST):
         with open(place / name, "rb") as file:
             os.fsync(file.fileno())

@@ -60,7 +60,8 @@ def read_model(args: argparse.Namespace, task: Task | None) -> tuple[nn.Module, 
         return load(folder, make), source
     make, source = model_factory(name, arguments, task)
     if args.weights is None:
-        remark("no --weights: the model is used as its factory makes it")
+        if args.verb in ("optimize", "compress", "deploy"):
+            remark("no --weights: the model is used as its factory makes it")
         return _made(make, source).eval(), source
     if Path(args.weights).is_dir():
         return load(args.weights, lambda: _made(make, source)), source

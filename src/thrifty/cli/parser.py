@@ -8,7 +8,7 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, NoReturn
 
 from thrifty import __version__
 from thrifty.budget import Budget, parse_bytes, parse_count, parse_drop
@@ -19,9 +19,16 @@ DATA = "an .npz file, a folder of images (CLASS/*.png), or a data set of 'thrift
 KINDS = ("techniques", "targets", "data", "zoo")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line; the name of the verb is in `args.verb`."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="thrifty",
         description="Neural networks that cost less: state a budget, get proven C for a microcontroller.",
         epilog="Exit code: 0 = within the budget, 1 = not, 2 = a bad request, 130 = interrupted.",

@@ -136,8 +136,8 @@ def run_check(args: argparse.Namespace) -> int:
     refuse_shapes(model, example)
     graph = capture(model, example)
     found = list(refusals(graph))
-    if not any(node.format for node in graph):
-        found += [f"(quantised) {r}" for r in integer_refusals(graph, 8) if r.split(": ")[0] not in "\n".join(found)]
+    if not found and not any(node.format for node in graph):  # what quantising it would refuse
+        found += integer_refusals(graph, 8)
     if not found:
         found += _too_small(lower(graph), target.flash_bytes, target.ram_bytes)
     for refusal in found:

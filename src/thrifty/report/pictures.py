@@ -22,6 +22,7 @@ from thrifty.report.svg import (
     short,
     titled,
 )
+from thrifty.report.text import decibels
 
 COSTS = {"flash_bytes": ("flash", "B"), "ram_bytes": ("RAM", "B"), "instructions": ("instructions", "")}
 Box = tuple[float, float, float, float]
@@ -217,17 +218,13 @@ def error_bars(layers: Sequence[Layer]) -> str:
     """Return the float-to-integer error and the saturation of each layer; empty text when none is known."""
     saturated = tuple(None if x.saturated is None else 100 * x.saturated for x in layers)
     columns = [
-        Bars("signal to error (higher is better)", "dB", tuple(x.error_db for x in layers), "a", _decibels),
+        Bars("signal to error (higher is better)", "dB", tuple(x.error_db for x in layers), "a", decibels),
         Bars("outputs at the ends of their range", "%", saturated, "d", lambda v: f"{digits(v, 2)} %"),
     ]
     measured = [i for i, x in enumerate(layers) if x.error_db is not None or x.saturated is not None]
     kept = [layers[i] for i in measured]
     columns = [Bars(c.title, c.unit, tuple(c.values[i] for i in measured), c.kind, c.words) for c in columns]
     return _bars("errors", "Float against integer, per layer", kept, columns)
-
-
-def _decibels(value: float) -> str:
-    return "exact" if math.isinf(value) else f"{value:.1f} dB"
 
 
 def _bars(name: str, title: str, layers: Sequence[Layer], columns: Sequence[Bars]) -> str:

@@ -129,7 +129,7 @@ def overlaps(box: tuple[float, float, float, float], others: Iterable[tuple[floa
 def _linear_ticks(low: float, high: float, most: int, base: int) -> list[float]:
     rough = (high - low) / most
     if base == 2:
-        step = 2.0 ** math.ceil(math.log2(max(rough, 1)))
+        step = 2.0 ** math.ceil(math.log2(rough))
     else:
         scale = 10.0 ** math.floor(math.log10(rough))
         step = next(m * scale for m in (1, 2, 5, 10) if m * scale >= rough * 0.999)

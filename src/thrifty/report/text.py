@@ -35,6 +35,11 @@ def score_text(score: float | None) -> str:
     return "–" if score is None else f"{score:.4f}"
 
 
+def decibels(value: float) -> str:
+    """Return a signal-to-error ratio as people read it."""
+    return f"{value:.1f} dB" if math.isfinite(value) else "exact" if value > 0 else "no signal"
+
+
 def steps_table(report: Report) -> Table:
     """Return what the network takes after each step, with a column for each number that is known of any."""
     names = [n for n in WORDS if any(getattr(row.cost, n) is not None for row in report.rows)]
@@ -79,7 +84,7 @@ def layers_table(report: Report) -> Table:
     """Return what each layer takes and how far its integers are from the float model."""
     rows = []
     for x in report.layers:
-        error = "–" if x.error_db is None else "exact" if math.isinf(x.error_db) else f"{x.error_db:.1f} dB"
+        error = "–" if x.error_db is None else decibels(x.error_db)
         share = "–" if x.saturated is None else f"{digits(100 * x.saturated, 2)} %"
         shape = " × ".join(map(str, x.shape))
         numbers = [
