@@ -325,10 +325,10 @@ def _too_small(program: Program, flash_bytes: int | None, ram_bytes: int | None)
     """Return why a program cannot fit: its constants and its arena alone are already too large."""
     needs = (
         ("flash", "constants", program.constant_bytes, flash_bytes),
-        ("RAM", "the arena", plan(program).arena_bytes, ram_bytes),
+        ("RAM", "activations", plan(program).arena_bytes, ram_bytes),
     )
     return [
-        f"{memory}: {what} take {format_bytes(size)}, the target has {format_bytes(limit)}; quantise or prune first"
+        f"{memory}: {format_bytes(size)} of {what}, the target has {format_bytes(limit)}; quantise or prune first"
         for memory, what, size, limit in needs
         if limit is not None and size > limit
     ]
