@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -78,15 +78,15 @@ def round_shift(value: T, shift: Any) -> T:
     array([-75,  76])
     """
     if isinstance(shift, int):
-        return value << -shift if shift <= 0 else (value + (1 << (shift - 1))) >> shift
+        return cast(T, value << -shift if shift <= 0 else (value + (1 << (shift - 1))) >> shift)
     right = shift.clip(0, 62)
     half = (1 << right) >> 1
-    return ((value << (-shift).clip(0, 62)) + half) >> right
+    return cast(T, ((value << (-shift).clip(0, 62)) + half) >> right)
 
 
 def floor_shift(value: T, shift: int) -> T:
     """Divide integers by 2^shift rounding down: MicroAI's own rule, an option of Quantize only."""
-    return value << -shift if shift <= 0 else value >> shift
+    return cast(T, value << -shift if shift <= 0 else value >> shift)
 
 
 def saturate(value: T, low: int, high: int) -> T:
@@ -95,7 +95,7 @@ def saturate(value: T, low: int, high: int) -> T:
     >>> saturate(np.array([-129, 5, 128]), -128, 127)
     array([-128,    5,  127])
     """
-    return value.clip(low, high)
+    return cast(T, value.clip(low, high))
 
 
 def scale_by(acc: T, multiplier: Any, pre_shift: int = 0) -> T:
@@ -107,7 +107,7 @@ def scale_by(acc: T, multiplier: Any, pre_shift: int = 0) -> T:
     >>> scale_by(np.array([1000]), np.array([2**30]))
     array([250])
     """
-    return ((acc << pre_shift) * multiplier + (1 << 31)) >> 32
+    return cast(T, ((acc << pre_shift) * multiplier + (1 << 31)) >> 32)
 
 
 def multipliers(scale: npt.ArrayLike) -> tuple[Array, int]:
@@ -165,7 +165,7 @@ def quantize(real: npt.ArrayLike, fmt: Format, axis: int | None = None) -> Array
     x = np.asarray(real, dtype=np.float32)
     inv = _along(reciprocal(fmt.scale), x.ndim, axis)
     q = np.floor((x * inv).astype(np.float32) + np.float32(0.5))
-    return np.clip(q, fmt.low, fmt.high).astype(np.int32)
+    return cast(Array, np.clip(q, fmt.low, fmt.high).astype(np.int32))
 
 
 def dequantize(stored: npt.ArrayLike, fmt: Format, axis: int | None = None) -> Array:
