@@ -10,12 +10,13 @@ from torch import Tensor
 from thrifty.compress.points import WEIGHTED
 from thrifty.compress.quantized_model import QuantizedModel
 from thrifty.compress.ranges import activation_magnitude, scale_of, weight_magnitudes, weight_shares
-from thrifty.compress.scales import update_scales
+from thrifty.compress.scales import sums_fit, update_scales
 from thrifty.errors import DataError
 from thrifty.graph import Graph, Node
 
 BATCH = 64
 HEADROOM = 1.25  # of ranges of more than 8 bits: a step costs little there, a value beyond the range much
+FEW_BITS = 3  # of weights: here clipping the largest pays, above it does not (measured on the zoo)
 KEPT = 16384  # values of one tensor and one batch that stay for choosing its range
 
 
@@ -23,7 +24,8 @@ def set_weight_ranges(model: QuantizedModel, ranges: str) -> None:
     """Choose the share of its largest magnitude that each weight's range keeps (weight_shares)."""
     for name in model.sites:
         quantizer, weight = model.weight_quantizer(name), model.float_weight(name)
-        arguments = (quantizer.bits, model.arithmetic.scales, ranges, quantizer.axis == 0)
+        how = ("mse" if quantizer.bits <= FEW_BITS else "minmax") if ranges == "auto" else ranges
+        arguments = (quantizer.bits, model.arithmetic.scales, how, quantizer.axis == 0)
         quantizer.ratio.copy_(weight_shares(weight, *arguments))
 
 
@@ -44,10 +46,13 @@ def set_activation_ranges(model: QuantizedModel, x: Tensor, ranges: str, percent
 
 
 def common_scale(model: QuantizedModel, x: Tensor) -> float:
-    """Return the one power-of-two scale that holds every weight and every activation seen."""
+    """Return the finest power of two that holds every weight, every activation seen, and every sum in int32."""
     tops = [float(v.abs().max()) for v in _observe(model, x).values()]
     tops += [float(weight_magnitudes(model.float_weight(n), False)) for n in model.sites]
-    return scale_of(max(tops), model.arithmetic.bits, True, "power_of_two")
+    scale = scale_of(max(tops), model.arithmetic.bits, True, "power_of_two")
+    while not sums_fit(model, scale):
+        scale *= 2
+    return scale
 
 
 def set_fixed_scale(model: QuantizedModel, scale: float) -> None:

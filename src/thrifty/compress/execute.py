@@ -56,9 +56,7 @@ def zero_pad(x: Tensor, node: Node) -> Tensor:
     return F.pad(x, _flat_padding(node.attrs["padding"]))
 
 
-def _pad_unequal(
-    x: Tensor, padding: Sequence[tuple[int, int]], value: float = 0.0
-) -> tuple[Tensor, list[int]]:
+def _pad_unequal(x: Tensor, padding: Sequence[tuple[int, int]], value: float = 0.0) -> tuple[Tensor, list[int]]:
     """Return the input, padded here if before and after differ, and the padding left to the operator."""
     if all(before == after for before, after in padding):
         return x, [before for before, _ in padding]
@@ -161,13 +159,9 @@ def _products(
     assert out is not None
     weight_q = integer.weight_integers(weight, fmt)
     bias_q = integer.bias_integers(bias, source.scale[0], fmt.scale)
-    least, greatest = integer.acc_bound(
-        weight_q, np.zeros_like(bias_q), *integer.output_limits(graph, node.inputs[0])
-    )
+    least, greatest = integer.acc_bound(weight_q, np.zeros_like(bias_q), *integer.output_limits(graph, node.inputs[0]))
     small = max(-int(least.min()), int(greatest.max())) < EXACT_FLOAT32
-    narrow = (
-        source.bits <= 8 and fmt.bits <= 8 and device.type == "cpu"
-    )  # exact even where torch rounds to bfloat16
+    narrow = source.bits <= 8 and fmt.bits <= 8 and device.type == "cpu"  # exact even where torch rounds to bfloat16
     scaling = integer.requant(source.scale[0], fmt.scale, out.scale[0], node.attrs.get("rounding", "half_up"))
     return {
         "weight": torch.from_numpy(weight_q).to(device, torch.float32 if small and narrow else torch.float64),
@@ -241,9 +235,7 @@ def run_exact(node: Node, x: list[Tensor], c: Exact) -> Tensor:
     run = _EXACT.get(node.op)
     if run is not None:
         return run(node, x, c)
-    return FLOAT[node.op](
-        node, x, {}
-    )  # only moves or compares: maxpool, flatten, permute, pad, identity, argmax
+    return FLOAT[node.op](node, x, {})  # only moves or compares: maxpool, flatten, permute, pad, identity, argmax
 
 
 def _finish(acc: Tensor, c: Exact) -> Tensor:

@@ -49,9 +49,7 @@ _SCHEMA = "(Tensor x, Tensor scale, int bits, bool signed, int axis) -> Tensor"
 
 def _forward(x: Tensor, scale: Tensor, bits: int, signed: bool, axis: int) -> Tensor:
     if x.dtype != torch.float32 or scale.dtype != torch.float32:
-        raise KnobError(
-            f"thrifty::fake_quantize works on float32, not on {x.dtype} with a scale of {scale.dtype}"
-        )
+        raise KnobError(f"thrifty::fake_quantize works on float32, not on {x.dtype} with a scale of {scale.dtype}")
     return integers(x, scale, bits, signed, axis) * along(scale, x.ndim, axis)
 
 

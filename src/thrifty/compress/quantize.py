@@ -35,7 +35,7 @@ CHOICES = {
     "scales": SCALES,
     "granularity": ("network", "layer", "channel"),
     "ranges": RANGES,
-    "weight_ranges": ("minmax", "mse"),
+    "weight_ranges": ("auto", "minmax", "mse"),
     "rounding": ROUNDINGS,
 }
 
@@ -58,7 +58,7 @@ class Quantize:
     scales: str = "multiplier"  # "multiplier": any scale, a 32-bit multiplication; "power_of_two": a shift
     granularity: str = "channel"  # a weight scale per output channel, per "layer", or one for the "network"
     ranges: str = "mse"  # how far those of activations reach: "minmax", "percentile", "mse" (least squared error)
-    weight_ranges: str = "minmax"  # the same of weights: "minmax" or "mse" (may help at 3 bits and fewer)
+    weight_ranges: str = "auto"  # the same of weights: "minmax", "mse", "auto" = mse at 3 bits and fewer
     percentile: float = 99.99  # of ranges="percentile": share of the values, in percent, inside the range
     calibration_samples: int = 256  # training inputs that set the activation ranges
     per_layer: Mapping[str, int] = field(default_factory=dict)  # module path pattern -> weight bits; first match

@@ -311,7 +311,11 @@ class QuantizedModel(nn.Module):
         """
         example = torch.zeros(tuple(spec["example_shape"]))
         model = fold_batch_norms(copy.deepcopy(model).eval(), example)
-        graph = _float_graph(model, example)
+        graph = capture(model, example)
+        strange = set(weights_of(graph)) ^ set(spec["weight_bits"])
+        if strange:
+            names = ", ".join(sorted(strange))
+            raise StoreError(f"the saved model was quantised around other operators ({names}); give the same class")
         made = cls(model, graph, Arithmetic(**spec["arithmetic"]), spec["weight_bits"])
         points = {n: {"bits": p.bits, "signed": p.signed} for n, p in made._named_points()}
         if points != spec["points"]:
@@ -327,9 +331,3 @@ def _key(name: str) -> str:
 
 def _constant(node: str, key: str) -> str:
     return f"constant_{node}_{key}"
-
-
-def _float_graph(model: nn.Module, example: Tensor) -> Graph:
-    """Capture a model, seeing through the weight quantisers that it may carry."""
-    graph = capture(model, example)
-    return graph.with_nodes({n.name: replace(n, format=None, weight_format=None) for n in graph})

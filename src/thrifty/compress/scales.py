@@ -74,6 +74,20 @@ def _least_scale(model: QuantizedModel, node: Node, weight: Tensor, scale: Tenso
     return torch.maximum(sums, shifted).float()
 
 
+def sums_fit(model: QuantizedModel, scale: float) -> bool:
+    """Whether every accumulator stays inside int32 when all tensors have this one scale."""
+    largest = 1 << (model.arithmetic.bits - 1)
+    for name, nodes in model.sites.items():
+        rows = model.float_weight(name).detach().abs().flatten(1).double()
+        sums = (rows / scale + 0.5).sum(1) * largest
+        for node in nodes:
+            bias = model.bias(node)
+            offset = 0.0 if bias is None else bias.detach().abs().double() / scale**2
+            if float((sums + offset).max()) + 0.5 / scale >= LIMIT:
+                return False
+    return True
+
+
 def _least_after_batchnorm(model: QuantizedModel, node: Node) -> float:
     source = model.format_of(node.inputs[0])
     scale, shift = (t.cpu().numpy() for t in model.constants_of(node))
