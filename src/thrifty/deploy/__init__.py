@@ -253,7 +253,8 @@ def _built(
 
 
 def _cost(program: Program, image: Image | None, emulation: Emulation | None) -> Cost:
-    params = sum(v.size for call in program.calls for k, v in call.constants.items() if k in ("weight", "bias"))
+    stored = {id(v): v.size for c in program.calls for k, v in c.constants.items() if k in ("weight", "bias")}
+    params = sum(stored.values())  # equal constants are one object
     counted = Cost(params=params, weight_bytes=program.constant_bytes, macs=program.macs)
     if image is None or emulation is None:
         return replace(counted, ram_bytes=_emitted_plan(program).arena_bytes)

@@ -14,7 +14,7 @@ from torch import nn
 
 from thrifty import deploy
 from thrifty.capture import capture
-from thrifty.compress import compress
+from thrifty.compress import QuantizedModel, compress
 from thrifty.cost import Cost, count
 from thrifty.deploy.c.host import run_host
 from thrifty.deploy.lower import lower
@@ -31,7 +31,7 @@ from thrifty.task import Split, Task
 Array = npt.NDArray[np.float32]
 
 PROBED = 512  # validation examples that a probe is scored on
-KEPT_MODELS = 8
+KEPT_BYTES = 256 << 20  # of edited models in memory
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Bench:
             model = self.edited(recipe)
             found = Probe(
                 point,
-                count(capture(model, self.task.example)),
+                count(graph_of(model, self.task)),
                 self.part_reference - self.part.score(_soft(model)),
             )
         except (StoreError, MissingExtra):
@@ -93,7 +93,7 @@ class Bench:
         key = recipe.to_toml()
         if key not in self.models:
             self.models[key] = self._edited(recipe, key)
-            while len(self.models) > KEPT_MODELS:
+            while len(self.models) > 1 and sum(map(_bytes, self.models.values())) > KEPT_BYTES:
                 del self.models[next(iter(self.models))]
         return self.models[key]
 
@@ -117,7 +117,7 @@ class Bench:
 
     def graph(self, recipe: Recipe) -> Graph:
         """Return the graph of the model after a recipe."""
-        return capture(self.edited(recipe), self.task.example)
+        return graph_of(self.edited(recipe), self.task)
 
     def program(self, recipe: Recipe) -> Program:
         """Return the program of the model after a recipe."""
@@ -147,6 +147,11 @@ class Bench:
         return float(self.state.facts["probe_reference"])
 
 
+def graph_of(model: nn.Module, task: Task) -> Graph:
+    """Return the graph of a model; a quantised one knows its own, without an export."""
+    return model.formatted() if isinstance(model, QuantizedModel) else capture(model, task.example)
+
+
 def trains(recipe: Recipe) -> bool:
     """Whether any step of a recipe trains."""
     return any(getattr(s, "recover_epochs", 0) or getattr(s, "epochs", 0) for s in recipe)
@@ -154,7 +159,11 @@ def trains(recipe: Recipe) -> bool:
 
 def _soft(model: nn.Module) -> nn.Module:
     """Return the model with its integers computed in floats, which is faster and nearly the same: for ranking only."""
-    if getattr(model, "quantized", False):
+    if isinstance(model, QuantizedModel):
         model = copy.deepcopy(model)
-        model.hard = False  # type: ignore[assignment]  # an attribute of QuantizedModel
+        model.hard = False
     return model
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))

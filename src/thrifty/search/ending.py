@@ -25,7 +25,7 @@ from thrifty.deploy.run import predict
 from thrifty.errors import ThriftyError
 from thrifty.recipe import Recipe, knobs_of, technique_name
 from thrifty.report import Candidate, Parity, Report, Table
-from thrifty.search.bench import Bench
+from thrifty.search.bench import Bench, graph_of
 from thrifty.search.explore import Sensitivity
 from thrifty.search.recipes import name_of, recipe_of
 from thrifty.search.space import Goal, Point, Trial, cheapest, nearest, pareto
@@ -110,7 +110,7 @@ class Ending:
         for i, step in enumerate(recipe.steps, 1):
             model = bench.edited(Recipe(recipe.steps[:i]))
             knobs = knobs_of(step)
-            report.add(technique_name(step), count(capture(model, task.example)), task.score(model), knobs=knobs,
+            report.add(technique_name(step), count(graph_of(model, task)), task.score(model), knobs=knobs,
                        note="simulated until deploy")  # fmt: skip
         report.add("deploy", chosen.cost, chosen.score, chosen.seconds)
 

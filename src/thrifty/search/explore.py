@@ -141,10 +141,11 @@ class Explorer:
 
     def run(self) -> None:
         """Try recipes without training, then, if that does not do it, with training."""
-        for base in self.space.bases:
+        for base in self.space.bases[: self.trials]:
             self.untrained.ask(base, 0.0)
-        self.table = sensitivities(self.space, self.probe)
-        self._climb(self.untrained, train=False)
+        if self.trials > len(self.space.bases):
+            self.table = sensitivities(self.space, self.probe)
+            self._climb(self.untrained, train=False)
         if self.train and not self.satisfied(self.untrained):
             self._climb(self.trained, train=True)
 
