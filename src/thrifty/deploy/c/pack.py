@@ -241,7 +241,8 @@ def _depthwise(layer: Layer) -> Kernel:
     members: Members = [("stream", "{name}_stream"), ("four", four), ("rows", rows),
                ("finish", _finish_members(layer, form)), *numbers]  # fmt: skip
     return Kernel("depthwise", ("depthwise.h",), "thrifty_depthwise", "thrifty_depthwise_t", instances,
-                  (("stream", "uint32_t", stream.reshape(-1)),), tuple(members), 32 * columns * buffer_rows, 52)  # fmt: skip
+                  (("stream", "uint32_t", stream.reshape(-1)),), tuple(members),
+                  scratch_bytes=32 * columns * buffer_rows, struct_bytes=52)  # fmt: skip
 
 
 def _nibbles(weight: Array) -> Array:
