@@ -123,6 +123,9 @@ def _card_html(name: str, value: str, small: str, extra: str) -> str:
 
 
 def _times(ratio: float) -> str:
+    """Return what before / after means in words; more is not hidden."""
+    if 0.95 < ratio < 1.05:
+        return f"{digits(100 * abs(1 - 1 / ratio), 2)} % {'less' if ratio > 1 else 'MORE'}"
     return f"{digits(ratio, 2 if ratio < 10 else 3)}× less" if ratio > 1 else f"{digits(1 / ratio, 2)}× MORE"
 
 
@@ -145,7 +148,7 @@ def _layers(report: Report) -> str:
     table = text.layers_table(report)
     if not table.rows:
         return ""
-    return pictures.layer_bars(report.layers) + _folded(f"All {len(table.rows)} layers as a table", table)
+    return _wide(pictures.layer_bars(report.layers)) + _folded(f"All {len(table.rows)} layers as a table", table)
 
 
 def _errors(report: Report) -> str:
@@ -153,14 +156,14 @@ def _errors(report: Report) -> str:
     return drawn and (
         "<p class=note>Signal to error is the power of the float output over the power of its difference to the "
         "integer output, 6 dB for each bit. Saturated is the share of outputs at the lowest or highest integer of "
-        "their range; zeros after a ReLU do not count.</p>" + drawn
+        "their range; zeros after a ReLU do not count.</p>" + _wide(drawn)
     )
 
 
 def _memory(report: Report) -> str:
     if report.memory is None or not report.memory.blocks:
         return ""
-    return pictures.memory_plan(report.memory) + _folded("All buffers as a table", text.memory_table(report))
+    return _wide(pictures.memory_plan(report.memory)) + _folded("All buffers as a table", text.memory_table(report))
 
 
 def _files(report: Report) -> str:
@@ -169,6 +172,11 @@ def _files(report: Report) -> str:
         for name, where in report.files.items()
     )
     return f"<ul>{''.join(items)}</ul>" if report.files else ""
+
+
+def _wide(drawn: str) -> str:
+    """Return a wide picture that scrolls on a narrow screen instead of shrinking."""
+    return f"<div class='scroll wide'>{drawn}</div>" if drawn else ""
 
 
 def _folded(title: str, table: Table) -> str:
@@ -221,7 +229,7 @@ def _legend() -> str:
         item(element("path", d="M8 2 L14 8 L8 14 L2 8 Z", class_="mark start"), "the model as given"),
         item(element("path", d="M0 11 H8 V5 H16", class_="front"), "best score so far"),
         item(element("path", d="M8 0 V16", class_="limit"), "limit"),
-        item(element("path", d="M4 5 L12 5 L8 12 Z", class_="mark tried fails"), "below the shown scores"),
+        item(element("path", d="M4 5 H12 L8 12 Z", class_="mark tried fails"), "below the shown scores"),
     ]
     return f"<ul class=legend>{''.join(items)}</ul>"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,14 +55,15 @@ def scatter(report: Report, cost: str) -> str:
     y = _score_axis(tried, reference[1], report.budget.max_drop)
     floor = None if reference[1] is None or report.budget.max_drop is None else reference[1] - report.budget.max_drop
     inside = [c for c in tried if _score(c) >= y.low]
+    front = _front(tried, cost, x, y)
     parts = [
         *_allowed_region(x, y, limit, floor),
         *_frame(x, y, word, report.metric),
         *_limits(x, y, limit, floor, unit),
-        _front(tried, cost, x, y),
+        path(front, class_="front") if len(front) > 1 else "",
         *(_mark(c, cost, x, y, unit) for c in sorted(tried, key=lambda c: (c.chosen, c.pareto, c.feasible))),
         _start_mark(reference, x, y, unit),
-        *_chosen_label(tried, cost, x, y),
+        *_chosen_label(tried, cost, x, y, front),
     ]
     description = (
         f"{len(tried)} recipes, {sum(c.feasible for c in tried)} within the budget, "
@@ -130,8 +132,8 @@ def _limits(x: Axis, y: Axis, limit: float | None, floor: float | None, unit: st
     return parts
 
 
-def _front(tried: Sequence[Candidate], cost: str, x: Axis, y: Axis) -> str:
-    """Join the recipes that nothing tried beats in this picture's two numbers, as a staircase."""
+def _front(tried: Sequence[Candidate], cost: str, x: Axis, y: Axis) -> list[tuple[float, float]]:
+    """Return the staircase through the recipes that nothing tried beats in this picture's two numbers."""
     best = -math.inf
     points: list[tuple[float, float]] = []
     for candidate in sorted(tried, key=lambda c: (getattr(c.cost, cost), -_score(c))):
@@ -140,7 +142,7 @@ def _front(tried: Sequence[Candidate], cost: str, x: Axis, y: Axis) -> str:
         best = _score(candidate)
         at = (x.at(getattr(candidate.cost, cost)), y.at(best))
         points += [(at[0], points[-1][1]), at] if points else [at]
-    return path(points, class_="front") if len(points) > 1 else ""
+    return points
 
 
 def _mark(candidate: Candidate, cost: str, x: Axis, y: Axis, unit: str) -> str:
@@ -148,7 +150,10 @@ def _mark(candidate: Candidate, cost: str, x: Axis, y: Axis, unit: str) -> str:
     kind = "chosen" if candidate.chosen else "pareto" if candidate.pareto else "tried"
     fits = "fits" if candidate.feasible else "fails"
     if score < y.low:
-        shape = path([(px - 4, BOTTOM - 9), (px + 4, BOTTOM - 9), (px, BOTTOM - 2)], class_=f"mark {kind} {fits}")
+        shape = path(
+            [(px - 4, BOTTOM - 9), (px + 4, BOTTOM - 9), (px, BOTTOM - 2), (px - 4, BOTTOM - 9)],
+            class_=f"mark {kind} {fits}",
+        )
     else:
         shape = element("circle", cx=px, cy=y.at(score), r=6 if candidate.chosen else 4, class_=f"mark {kind} {fits}")
     words = f"{candidate.name}: score {score:.4f}, {in_unit(getattr(candidate.cost, cost), unit)}"
@@ -164,21 +169,29 @@ def _start_mark(reference: tuple[float | None, float | None], x: Axis, y: Axis, 
     return titled(diamond, f"the model as given: score {score:.4f}, {in_unit(cost, unit)}")
 
 
-def _chosen_label(tried: Sequence[Candidate], cost: str, x: Axis, y: Axis) -> list[str]:
-    """Write the name of the chosen recipe where it hides no mark."""
+def _chosen_label(
+    tried: Sequence[Candidate], cost: str, x: Axis, y: Axis, front: Sequence[tuple[float, float]]
+) -> list[str]:
+    """Write the name of the chosen recipe where it hides no mark, and no line if there is such a place."""
     chosen = next((c for c in tried if c.chosen and _score(c) >= y.low), None)
     if chosen is None:
         return []
     marks = [_around(x.at(getattr(c.cost, cost)), y.at(_score(c)), 5) for c in tried if _score(c) >= y.low]
+    lines = [
+        (min(ax, bx) - 2, min(ay, by) - 2, max(ax, bx) + 2, max(ay, by) + 2)
+        for (ax, ay), (bx, by) in itertools.pairwise(front)
+    ]
     px, py = x.at(getattr(chosen.cost, cost)), y.at(_score(chosen))
-    for words in dict.fromkeys(short(chosen.name, room) for room in (190, 130, 80)):
+    texts = [short(chosen.name, 190), short(chosen.name, 130)]
+    for words, taken in [(t, marks + lines) for t in texts] + [(t, marks) for t in texts]:
         width = len(words) * CHARACTER
-        places = [(px + 11, py + 4), (px - 11 - width, py + 4)]
-        places += [(px + dx, py + dy) for dy in (20, -12, 34, -26) for dx in (4, -width / 2, -width - 4)]
+        beside = [(px + 11, py + 4), (px - 11 - width, py + 4)]
+        around = [(px + dx, py + dy) for dy in (-12, 20, -24) for dx in (4, -width / 2, -width - 4)]
+        places = beside + around if len(taken) > len(marks) else around + beside
         for left, base in places:
             box = (left, base - 11, left + width, base + 3)
             inside = box[0] > LEFT + 2 and box[2] < WIDTH - 2 and box[1] > TOP and box[3] < BOTTOM
-            if inside and not overlaps(box, marks):
+            if inside and not overlaps(box, taken):
                 return [label(left, base, words, class_="chosen-name")]
     return []
 
@@ -311,17 +324,20 @@ def _blocks(memory: Memory, left: float, band: float, y: Axis) -> list[str]:
             "rect", x=x0, y=y0, width=max(x1 - x0, 1.0), height=max(y1 - y0, 1.0), rx=2, class_=f"block {kind}"
         )
         shapes.append(titled(shape, _alive(block, memory.calls, first, end - 1)))
-        words = short(block.name, x1 - x0 - 8)
-        box = (
-            (x0 + x1) / 2 - len(words) * CHARACTER / 2,
-            (y0 + y1) / 2 - 7,
-            (x0 + x1) / 2 + len(words) * 3.2,
-            (y0 + y1) / 2 + 7,
-        )
+        covered = [b.first for b in memory.blocks if first < b.first < end and _meet(block, b)]
+        middle = (x0 + left + band * min([end, *covered])) / 2  # of the part that no later block covers
+        words = short(block.name, 2 * (middle - x0) - 8)
+        half, y_middle = len(words) * CHARACTER / 2, (y0 + y1) / 2
+        box = (middle - half, y_middle - 7, middle + half, y_middle + 7)
         if len(words) > 2 and y1 - y0 >= 14 and not overlaps(box, taken):
             taken.append(box)
-            names.append(label((x0 + x1) / 2, (y0 + y1) / 2 + 4, words, class_="block-name middle"))
+            names.append(label(middle, y_middle + 4, words, class_="block-name middle"))
     return shapes + names
+
+
+def _meet(a: Block, b: Block) -> bool:
+    """Whether two blocks share addresses."""
+    return a.offset < b.offset + b.size and b.offset < a.offset + a.size
 
 
 def _alive(block: Block, calls: Sequence[str], first: int, last: int) -> str:

@@ -56,7 +56,7 @@ def step_details(report: Report) -> list[tuple[str, str]]:
     """Return (step, its knobs and its note) for each step that has some."""
     details = []
     for row in report.rows:
-        knobs = ", ".join(f"{k} = {v}" for k, v in row.knobs.items())
+        knobs = ", ".join(f"{k} = {v}" for k, v in row.knobs.items() if not _empty(v))
         if words := "; ".join(part for part in (knobs, row.note) if part):
             details.append((row.step, words))
     return details
@@ -183,6 +183,10 @@ def _rank(candidate: Candidate) -> tuple[bool, bool, bool, float]:
 def _summary(report: Report, quote: Callable[[str], str]) -> list[str]:
     lines = summary_lines(report)
     return ["\n".join(f"- {quote(one)}" for one in lines)] if lines else []
+
+
+def _empty(value: Any) -> bool:
+    return value is None or (isinstance(value, (tuple, list, dict)) and not value)
 
 
 def _seconds(seconds: float | None) -> str:
