@@ -39,6 +39,9 @@ class QuantizedModel(nn.Module):
     In eval mode the output is exactly that of the deployed integers, as float32 reals (int64 for argmax),
     unless `hard` is set to False: then, and in training, and under torch.export, values are rounded in
     float (`soft`). Made by Quantize, or by `from_spec`; the state dict holds plain tensors.
+
+    The graph is run, not the modules: forward hooks on the modules of `model` see nothing. torch.compile takes it
+    in eval mode; training needs the ranges as Python numbers.
     """
 
     quantized = True
@@ -200,9 +203,10 @@ class QuantizedModel(nn.Module):
         return self.exact_with_gradient(x) if self.training_hard else self.soft(x)
 
     def train(self, mode: bool = True) -> QuantizedModel:
-        """Switch training on or off; leaving it derives the scales once more."""
+        """Switch training on or off; leaving it derives the scales once more. Integer constants are made anew."""
         leaving = self.training and not mode
         super().train(mode)
+        self._exact_key = ()
         if leaving:
             update_scales(self)
         return self

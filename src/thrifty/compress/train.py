@@ -73,7 +73,9 @@ def fine_tune(model: nn.Module, task: Task, knobs: dict[str, Any]) -> nn.Module:
         assert isinstance(trained, QuantizedModel)
         trained.training_hard = epoch >= exact_from
 
-    task.fit(model, before_epoch=switch, **knobs)
-    model.training_hard = False
+    try:
+        task.fit(model, before_epoch=switch, **knobs)
+    finally:
+        model.training_hard = False
     model.prepare()
     return model
