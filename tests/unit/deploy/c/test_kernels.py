@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
-from kernel_cases import Case, Machine, make, make_float, random_cases, run_host
+from kernel_cases import WARNINGS, Case, Machine, make, make_float, random_cases, run_host
 
 from thrifty.deploy.c.pack import choose, pack
 from thrifty.deploy.program import Buffer, Call
@@ -36,6 +38,17 @@ def float_cases(seed: int, count: int) -> list[Case]:
             (-np.inf, np.inf) if rng.random() < 0.5 else (0.0, 6.0),
         ))  # fmt: skip
     return cases
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_headers_stand_alone(compiler: str, tmp_path: Path) -> None:
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
+    headers = ("arith.h", "block.h", "rows.h", "conv.h", "linear.h", "depthwise.h", "generic.h", "conv_float.h")
+    for header in headers:
+        (tmp_path / "one.c").write_text(f'#include "{header}"\n#include "{header}"\n')
+        run = subprocess.run([compiler, *WARNINGS, "-fsyntax-only", str(tmp_path / "one.c")], capture_output=True)
+        assert run.returncode == 0, run.stderr
 
 
 @needs("gcc")

@@ -404,6 +404,48 @@ THRIFTY_INLINE void thrifty_store(void *y, int32_t v, const thrifty_finish_t *f,
     }
 #define THRIFTY_WIDEN_W4X(at, apart, to) THRIFTY_WIDEN_W4(at, apart, to)
 
+/* Widened weights of a chunk, and adding its taps to the sums of all channels of one window at `from`. Small cores keep
+ * them as words of two taps, channel beside channel, and load each word of the window once; elsewhere each channel has
+ * its own row, of which a compiler makes vector code. */
+#if defined(__arm__)
+#define THRIFTY_WIDE(CHANNELS) uint32_t wide[THRIFTY_CHUNK / 2 * (CHANNELS)]
+#define THRIFTY_WIDE_PUT(CHANNELS, channel, tap, from, count)                                                          \
+    for (uint32_t i = 0; i < (count); i += 2)                                                                          \
+        wide[((tap) + i) / 2 * (CHANNELS) + (uint32_t)(channel)] =                                                     \
+            (uint32_t)(uint16_t)(from)[i] | (uint32_t)(uint16_t)(from)[i + 1] << 16;
+#define THRIFTY_DOT(CHANNELS, sums, from)                                                                              \
+    {                                                                                                                  \
+        const uint32_t *w = wide, *const end = wide + count / 2 * (CHANNELS);                                          \
+        const thrifty_word_t *x = (const thrifty_word_t *)(const void *)(from);                                        \
+        int32_t s[CHANNELS];                                                                                           \
+        for (int channel = 0; channel < (CHANNELS); channel++)                                                         \
+            s[channel] = (sums)[channel];                                                                              \
+        do {                                                                                                           \
+            const uint32_t two = *x++;                                                                                 \
+            const int32_t x0 = (int16_t)two, x1 = (int32_t)two >> 16;                                                  \
+            for (int channel = 0; channel < (CHANNELS); channel++) {                                                   \
+                const uint32_t both = *w++;                                                                            \
+                s[channel] += (int16_t)both * x0;                                                                      \
+                s[channel] += ((int32_t)both >> 16) * x1;                                                              \
+            }                                                                                                          \
+        } while (w != end);                                                                                            \
+        for (int channel = 0; channel < (CHANNELS); channel++)                                                         \
+            (sums)[channel] = s[channel];                                                                              \
+    }
+#else
+#define THRIFTY_WIDE(CHANNELS) int16_t wide[CHANNELS][THRIFTY_CHUNK]
+#define THRIFTY_WIDE_PUT(CHANNELS, channel, tap, from, count)                                                          \
+    for (uint32_t i = 0; i < (count); i++)                                                                             \
+        wide[channel][(tap) + i] = (from)[i];
+#define THRIFTY_DOT(CHANNELS, sums, from)                                                                              \
+    for (int channel = 0; channel < (CHANNELS); channel++) {                                                           \
+        int32_t s = (sums)[channel];                                                                                   \
+        for (uint32_t tap = 0; tap < count; tap++)                                                                     \
+            s += wide[channel][tap] * (from)[tap];                                                                     \
+        (sums)[channel] = s;                                                                                           \
+    }
+#endif
+
 #define THRIFTY_PORTABLE_BLOCK(name, W, REQUANT, STORE, CHANNELS, LANES)                                               \
     static THRIFTY_UNUSED const uint32_t *name##_block##CHANNELS##LANES(                                               \
         const thrifty_word_t *window, const uint32_t *stream, uint32_t pixels, uint32_t advance, uint32_t steps,       \
@@ -411,7 +453,7 @@ THRIFTY_INLINE void thrifty_store(void *y, int32_t v, const thrifty_finish_t *f,
     {                                                                                                                  \
         const uint32_t taps = THRIFTY_TAPS_##W, words = THRIFTY_WORDS_##W * (CHANNELS);                                \
         int32_t sum[THRIFTY_MAX_PIXELS][LANES][CHANNELS];                                                              \
-        int16_t wide[CHANNELS][THRIFTY_CHUNK];                                                                         \
+        THRIFTY_WIDE(CHANNELS);                                                                                        \
         for (uint32_t pixel = 0; pixel < pixels; pixel++)                                                              \
             for (int lane = 0; lane < (LANES); lane++)                                                                 \
                 for (int channel = 0; channel < (CHANNELS); channel++)                                                 \
@@ -421,19 +463,15 @@ THRIFTY_INLINE void thrifty_store(void *y, int32_t v, const thrifty_finish_t *f,
             const uint32_t left = steps * taps - done, count = left < THRIFTY_CHUNK ? left : THRIFTY_CHUNK;            \
             for (uint32_t tap = 0; tap < count; tap += taps, stream += words)                                          \
                 for (int channel = 0; channel < (CHANNELS); channel++) {                                               \
-                    int16_t *to = wide[channel] + tap;                                                                 \
+                    int16_t to[THRIFTY_TAPS_##W];                                                                      \
                     THRIFTY_WIDEN_##W(stream + channel, CHANNELS, to)                                                  \
+                    THRIFTY_WIDE_PUT(CHANNELS, channel, tap, to, taps)                                                 \
                 }                                                                                                      \
             for (uint32_t pixel = 0; pixel < pixels; pixel++)                                                          \
                 for (uint32_t lane = 0; lane < (LANES); lane++) {                                                      \
                     const thrifty_half_t *from = (const thrifty_half_t *)window +                                      \
                                                  (lane * lane_bytes + pixel * advance) / 2 + done;                     \
-                    for (int channel = 0; channel < (CHANNELS); channel++) {                                           \
-                        int32_t s = sum[pixel][lane][channel];                                                         \
-                        for (uint32_t tap = 0; tap < count; tap++)                                                     \
-                            s += wide[channel][tap] * from[tap];                                                       \
-                        sum[pixel][lane][channel] = s;                                                                 \
-                    }                                                                                                  \
+                    THRIFTY_DOT(CHANNELS, sum[pixel][lane], from)                                                      \
                 }                                                                                                      \
         }                                                                                                              \
         for (uint32_t pixel = 0; pixel < pixels; pixel++)                                                              \
