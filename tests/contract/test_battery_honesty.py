@@ -26,7 +26,6 @@ from checks import (
 from random_graphs import example_inputs
 from small import SmallNet, small_task, trained
 
-from thrifty import arith
 from thrifty.capture import capture
 from thrifty.compress import Prune, Quantize, quantized_model
 from thrifty.deploy import lower as lowering
@@ -38,14 +37,15 @@ from thrifty.deploy.plan import plan
 from thrifty.deploy.run import run
 
 INT8 = np.arange(-128, 128, dtype=np.int64)
-caught: list[str] = []
 
 
-def red(name, check, *arguments):
+def red(what, check, *arguments):
     """The check fails with an AssertionError, and nothing else."""
-    with pytest.raises(AssertionError):
+    try:
         check(*arguments)
-    caught.append(name)
+    except AssertionError:
+        return
+    pytest.fail(f"the battery stays green: {what}")
 
 
 @pytest.fixture(scope="module")
@@ -246,9 +246,3 @@ def test_a_store_that_loses_bits(net, task, tmp_path, monkeypatch):
 
     monkeypatch.setattr(thrifty.store, "load", lossy)
     red("a store in half precision", check_store_round_trip, edited, SmallNet, task, tmp_path / "broken")
-
-
-def test_the_battery_ran():
-    assert len(caught) == len(set(caught))
-    assert len(caught) >= 19 + 2 * (len(OPS) - 2), caught
-    assert arith.round_shift(np.array([3]), 1)[0] == 2  # nothing above is still patched

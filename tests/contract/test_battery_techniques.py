@@ -23,8 +23,6 @@ from thrifty.recipe import Recipe, technique_name
 
 # What each technique makes smaller, as counted; a new technique needs a line here.
 LOWERS = {"quantize": "weight_bytes", "prune": "params", "lossless": "params", "train": None}
-ran = {name: 0 for name in TECHNIQUES}
-pairs: dict[tuple[str, str], str] = {}
 
 
 @pytest.fixture(scope="module")
@@ -54,33 +52,33 @@ def test_every_technique_declares_what_it_lowers():
 
 @each
 def test_leaves_the_callers_model_alone(name, nets, task):
-    ran[name] += check_leaves_the_callers_model_alone(TECHNIQUES[name].example(), nets[True], task)
+    assert check_leaves_the_callers_model_alone(TECHNIQUES[name].example(), nets[True], task) == 2
 
 
 @each
 def test_keeps_the_output_shape_and_lowers_its_cost(name, edited, nets, task):
-    ran[name] += check_keeps_the_output_shape(edited[name], nets[True], task)
-    check_cost_falls(edited[name], nets[True], task, LOWERS[name])
+    assert check_keeps_the_output_shape(edited[name], nets[True], task) == 1
+    assert check_cost_falls(edited[name], nets[True], task, LOWERS[name]) == (LOWERS[name] is not None)
 
 
 @each
 def test_equal_seeds_give_equal_weights(name, nets, task):
-    ran[name] += check_equal_seeds_give_equal_weights(TECHNIQUES[name].example(), nets[True], task)
+    assert check_equal_seeds_give_equal_weights(TECHNIQUES[name].example(), nets[True], task) == 1
 
 
 @each
 def test_survives_the_store(name, edited, task, tmp_path):
-    ran[name] += check_store_round_trip(edited[name], SmallNet, task, tmp_path / "saved")
+    assert check_store_round_trip(edited[name], SmallNet, task, tmp_path / "saved") == 1
 
 
 @each
 def test_exports_and_compiles(name, edited, task):
-    ran[name] += check_exports_and_compiles(edited[name], task)
+    assert check_exports_and_compiles(edited[name], task) == 1
 
 
 @each
 def test_hard_torch_is_program(name, edited, task):
-    ran[name] += min(1, check_hard_torch_is_program(edited[name], task))
+    assert check_hard_torch_is_program(edited[name], task) >= 100
 
 
 @each
@@ -111,14 +109,12 @@ def test_an_edit_that_changes_nothing_raises(name, nets, task):
     assert bits_of(model) == before
 
 
-@pytest.mark.parametrize(("first", "second"), list(itertools.product(sorted(TECHNIQUES), repeat=2)))
-def test_pairs_work_or_say_why_not(first, second, nets, task):
-    pairs[first, second] = check_pair(TECHNIQUES[first].example(), TECHNIQUES[second].example(), nets[True], task)
-
-
-def test_the_battery_ran():
-    assert set(pairs) == set(itertools.product(TECHNIQUES, repeat=2))
+def test_pairs_work_or_say_why_not(nets, task):
+    pairs = {
+        (first, second): check_pair(TECHNIQUES[first].example(), TECHNIQUES[second].example(), nets[True], task)
+        for first, second in itertools.product(TECHNIQUES, repeat=2)
+    }
+    assert len(pairs) == len(TECHNIQUES) ** 2
     assert sum(outcome == "works" for outcome in pairs.values()) >= len(pairs) / 2
     assert pairs["prune", "quantize"] == pairs["lossless", "quantize"] == "works"
     assert pairs["quantize", "quantize"] == "Incompatible"
-    assert all(n >= 7 for n in ran.values()), ran

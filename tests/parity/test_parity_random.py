@@ -22,38 +22,52 @@ from thrifty.deploy.run import predict, quantize_input, run
 from thrifty.errors import ThriftyError
 
 CORES = ("cortex-m4", "cortex-m0plus", "cortex-m7")
-ran = {"host": 0, "sanitized": 0, "torch": 0, **dict.fromkeys(CORES, 0)}
 fixed = {"deadline": None, "derandomize": True}
 
 
-@settings(max_examples=60, **fixed)
-@given(graph=quantised_graphs(layers=8), seed=st.integers(0, 99))
-def test_program_is_host_c(graph, seed):
-    program = lower(graph)
-    x = example_inputs(program, 12, seed)
-    check_same_bytes(run(program, x), run_host(program, x, flags=("-O1",)))
-    ran["host"] += 1
+def test_program_is_host_c():
+    ran = []
+
+    @settings(max_examples=60, **fixed)
+    @given(graph=quantised_graphs(layers=8), seed=st.integers(0, 99))
+    def each(graph, seed):
+        program = lower(graph)
+        x = example_inputs(program, 12, seed)
+        ran.append(check_same_bytes(run(program, x), run_host(program, x, flags=("-O1",))))
+
+    each()
+    assert sum(ran) >= 60 * 12
 
 
-@settings(max_examples=6, **fixed)
-@given(graph=quantised_graphs(layers=8))
-def test_host_c_has_no_undefined_behaviour(graph):
-    program = lower(graph)
-    x = example_inputs(program, 6, 1)
-    check_same_bytes(run(program, x), run_host(program, x, sanitize=True))
-    ran["sanitized"] += 1
+def test_host_c_has_no_undefined_behaviour():
+    ran = []
+
+    @settings(max_examples=6, **fixed)
+    @given(graph=quantised_graphs(layers=8))
+    def each(graph):
+        program = lower(graph)
+        x = example_inputs(program, 6, 1)
+        ran.append(check_same_bytes(run(program, x), run_host(program, x, sanitize=True)))
+
+    each()
+    assert sum(ran) >= 6 * 6
 
 
-@settings(max_examples=12, **fixed)
-@given(graph=quantised_graphs(layers=10))
-def test_program_is_every_core(tmp_path_factory, graph):
-    program = lower(graph)
-    x = example_inputs(program, 4, 2)
-    expected = run(program, x)
-    folder = emit(program, tmp_path_factory.mktemp("c") / "c")
-    for core in CORES:
-        check_same_bytes(expected, emulate(build(folder, core), x, count=False).outputs)
-        ran[core] += 1
+@pytest.mark.parametrize("core", CORES)
+def test_program_is_every_core(core, tmp_path_factory):
+    ran = []
+
+    @settings(max_examples=12, **fixed)
+    @given(graph=quantised_graphs(layers=10))
+    def each(graph):
+        program = lower(graph)
+        x = example_inputs(program, 4, 2)
+        folder = emit(program, tmp_path_factory.mktemp("c") / "c")
+        got = emulate(build(folder, core), x, count=False).outputs
+        ran.append(check_same_bytes(run(program, x), got))
+
+    each()
+    assert sum(ran) >= 12 * 4
 
 
 SCHEMES = (
@@ -90,12 +104,4 @@ def test_torch_is_program_is_c(seed):
         mine = hard(torch.from_numpy(x)).numpy()
     check_same_bytes(mine, predict(program, x))
     stored = quantize_input(program, x)
-    check_same_bytes(run(program, stored), run_host(program, stored, flags=("-O1",)))
-    ran["torch"] += 1
-
-
-def test_the_battery_ran():
-    assert ran["host"] >= 60
-    assert ran["sanitized"] >= 6
-    assert ran["torch"] >= 17
-    assert all(ran[core] >= 12 for core in CORES)
+    assert check_same_bytes(run(program, stored), run_host(program, stored, flags=("-O1",))) == 24
