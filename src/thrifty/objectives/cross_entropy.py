@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thrifty.errors import KnobError
+from thrifty.objectives.features import OnePass, Pass, refuse
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(OnePass):
     """Mean of -log softmax(outputs)[label]; under mixup, labels are probabilities.
 
     >>> import torch
@@ -19,13 +19,22 @@ class CrossEntropy:
     0.6931
     """
 
-    smoothing: float = 0.0  # share of the label's probability that is spread over all classes, in [0, 1)
+    label_smoothing: float = 0.0  # share of the label's probability that is spread over all classes, in [0, 1)
 
     def __post_init__(self) -> None:
         """Refuse a share outside [0, 1)."""
-        if not 0 <= self.smoothing < 1:
-            raise KnobError(f"CrossEntropy.smoothing is {self.smoothing}; it must be in [0, 1)")
+        share = self.label_smoothing
+        refuse("CrossEntropy", {f"label_smoothing is {share}; it must be in [0, 1)": 0 <= share < 1})
 
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return the mean loss. x: (n, ...); y: (n,) int64 or (n, classes) probabilities."""
-        return F.cross_entropy(model(x), y, label_smoothing=self.smoothing)
+    def places(self, model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
+        """Return the model, which is run; nothing but its output is needed."""
+        return {model: ()}
+
+    def value(self, seen: Pass, y: Tensor) -> Tensor:
+        """Return the mean loss of a batch (see OnePass)."""
+        return F.cross_entropy(seen.output, y, label_smoothing=self.label_smoothing)
+
+    @classmethod
+    def example(cls, teacher: nn.Module) -> CrossEntropy:
+        """Return an instance, for the contract tests; it needs no teacher."""
+        return cls(label_smoothing=0.1)
