@@ -35,18 +35,19 @@ TECHNIQUES = {
     "prune": Prune(0.5, recover_epochs=6, recover_lr=0.02),
     "prune by taylor": Prune(0.5, importance="taylor", recover_epochs=6, recover_lr=0.02),
     "quantize": Quantize(bits=8, weight_bits=2, epochs=6, lr=0.02, calibration_samples=32),
-    "train": Train(epochs=4, lr=0.02),
+    "train": Train(epochs=6, lr=0.02),
 }
 
 
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_techniques_recover_with_the_float_model(name, net, task):
-    """The result follows the teacher more closely than one trained with labels alone, at least as well."""
+    """The result is nearer to the teacher than one that was trained with labels alone."""
     before = state_of(net)
-    plain = TECHNIQUES[name].edit(net, task)
-    taught = TECHNIQUES[name].edit(net, with_teacher(task, net))
+    start = Prune(0.5, recover_epochs=0).edit(net, task) if name == "train" else net
+    plain = TECHNIQUES[name].edit(start, task)
+    taught = TECHNIQUES[name].edit(start, with_teacher(task, net))
     assert equal_states(state_of(net), before)
-    assert divergence(taught, net, task) < divergence(plain, net, task)
+    assert divergence(taught, net, task) < 0.5 * divergence(plain, net, task)
     assert task.score(taught) >= 0.9
 
 
