@@ -49,7 +49,7 @@ def pack(call: Call, x: Buffer, y: Buffer, isa: str = "dsp") -> Kernel:
 
 
 def choose(call: Call, x: Buffer, y: Buffer, isa: str = "dsp") -> str:
-    """Return the kernel variant for a call: "conv", "linear", "depthwise", "generic" or "float".
+    """Return the kernel variant for a call: a name of VARIANTS, or "float".
 
     All variants serve all cores with the same constants, so `isa` changes nothing yet.
     """
@@ -58,7 +58,9 @@ def choose(call: Call, x: Buffer, y: Buffer, isa: str = "dsp") -> str:
     layer = layer_of(call, x, y)
     form = inner_form(layer)
     if form is None or layer.groups > 1:
-        return "depthwise" if form and _is_depthwise(layer) else "generic"
+        if form is None or not _is_depthwise(layer):
+            return "generic"
+        return "depthwise" if layer.stride == (1, 1) else "depthwise_stride2"
     return "conv" if _tile(layer, form)[1] < _linear_cost(layer, form) else "linear"
 
 
@@ -211,38 +213,71 @@ def _is_depthwise(layer: Layer) -> bool:
     )
 
 
-def _depthwise(layer: Layer) -> Kernel:
-    form = inner_form(replace(layer, weight_bits=max(8, layer.weight_bits)))
-    assert form is not None
-    stride, (height, width, channels) = layer.stride[0], layer.out_shape
-    w = layer.weight[..., 0].transpose(0, 2, 1)  # (C, kx, ky)
+def _depthwise_stream(layer: Layer, form: Form, order: list[list[int]]) -> Array:
+    """Return words (C, words): bias, multiplier, then each column of the filter as two words of two taps.
+
+    order: which tap, 3 for none, is the low and the high half of each word. 8-bit words are stored in one.
+    """
+    w = np.pad(layer.weight[..., 0].transpose(0, 2, 1), ((0, 0), (0, 0), (0, 1)))  # (C, kx, ky and a zero)
+    halves = w[..., order].astype(np.uint32)  # (C, kx, word, half)
     if form.weights == "W8":
-        quads = (w[..., [0, 1, 1, 2]].astype(np.uint32) & 0xFF) << np.array([0, 8, 16, 24], dtype=np.uint32)
-        taps = np.bitwise_or.reduce(quads, axis=-1)
+        places = np.array([[0, 16], [8, 24]], dtype=np.uint32)
+        taps = np.bitwise_or.reduce((halves & 0xFF) << places, axis=(-2, -1))
     else:
-        pairs = w[..., [[0, 1], [1, 2]]].astype(np.uint32) & 0xFFFF
-        taps = (pairs[..., 0] | pairs[..., 1] << 16).reshape(channels, 6)
+        taps = ((halves[..., 0] & 0xFFFF) | halves[..., 1] << 16).reshape(len(w), -1)
     ends = [form.bias.astype(np.int32).view(np.uint32)]
     ends += [form.multiplier.astype(np.uint32)] if form.multiplier is not None else []
-    stream = np.concatenate([np.stack(ends, axis=1), taps], axis=1).astype(np.uint32)
-    windows, columns = -(-height // (3 - stride)), (width - 1) * stride + 3
-    together = windows if windows * columns * 8 <= DEPTHWISE_WORDS else 1
-    buffer_rows = windows if together == windows and windows > 1 else 2
-    four = f"thrifty_depthwise_four_{SHORT[layer.in_type]}"
-    rows = f"thrifty_depthwise{stride}_{form.name}"
-    bits = "16" if layer.in_type == "int16" else "8"
-    instances = (f"THRIFTY_DEPTHWISE_FOUR({four}, {SHORT[layer.in_type]}, {bits})",
-                 f"THRIFTY_DEPTHWISE({rows}, {form.weights}, {form.requant}, {form.store}, {stride})")  # fmt: skip
-    numbers: Members = [("in_h", layer.in_shape[0]), ("in_w", layer.in_shape[1]), ("channels", channels),
-               ("out_h", height), ("out_w", width), ("stride", stride), ("top", layer.pad[0]), ("left", layer.pad[2]),
-               ("out_bytes", _item(layer)),
-               ("channel_words", stream.shape[1]), ("columns", columns), ("together", together),
-               ("buffer_rows", buffer_rows)]  # fmt: skip
+    return np.concatenate([np.stack(ends, axis=1), taps], axis=1).astype(np.uint32)
+
+
+def _depthwise_form(layer: Layer) -> Form:
+    form = inner_form(replace(layer, weight_bits=max(8, layer.weight_bits)))  # 4-bit weights are stored in 8
+    assert form is not None
+    return form
+
+
+def _depthwise_numbers(layer: Layer, stream: Array, columns: int, buffer_rows: int) -> Members:
+    height, width, channels = layer.out_shape
+    return [("in_h", layer.in_shape[0]), ("in_w", layer.in_shape[1]), ("channels", channels), ("out_h", height),
+            ("out_w", width), ("top", layer.pad[0]), ("left", layer.pad[2]), ("out_bytes", _item(layer)),
+            ("channel_words", stream.shape[1]), ("columns", columns), ("buffer_rows", buffer_rows)]  # fmt: skip
+
+
+def _depthwise(layer: Layer) -> Kernel:
+    form = _depthwise_form(layer)
+    stream = _depthwise_stream(layer, form, [[0, 1], [1, 2]])
+    pairs, columns = -(-layer.out_shape[0] // 2), layer.out_shape[1] + 2  # of output rows; of the buffer
+    whole = pairs > 1 and pairs * columns * 8 <= DEPTHWISE_WORDS
+    buffer_rows = pairs if whole else 2
+    short, bits = SHORT[layer.in_type], "16" if layer.in_type == "int16" else "8"
+    four, rows = f"thrifty_depthwise_four_{short}", f"thrifty_depthwise_{form.name}"
+    instances = (f"THRIFTY_DEPTHWISE_FOUR({four}, {short}, {bits})",
+                 f"THRIFTY_DEPTHWISE({rows}, {form.weights}, {form.requant}, {form.store})")  # fmt: skip
     members: Members = [("stream", "{name}_stream"), ("four", four), ("rows", rows),
-               ("finish", _finish_members(layer, form)), *numbers]  # fmt: skip
-    return Kernel("depthwise", ("depthwise.h",), "thrifty_depthwise", "thrifty_depthwise_t", instances,
-                  (("stream", "uint32_t", stream.reshape(-1)),), tuple(members),
-                  scratch_bytes=32 * columns * buffer_rows, struct_bytes=52)  # fmt: skip
+               ("finish", _finish_members(layer, form)), ("together", pairs if whole else 1),
+               *_depthwise_numbers(layer, stream, columns, buffer_rows)]  # fmt: skip
+    arrays = (("stream", "uint32_t", stream.reshape(-1)),)
+    return Kernel("depthwise", ("depthwise.h",), "thrifty_depthwise", "thrifty_depthwise_t", instances, arrays,
+                  tuple(members), scratch_bytes=32 * columns * buffer_rows, struct_bytes=52)  # fmt: skip
+
+
+def _depthwise_stride2(layer: Layer) -> Kernel:
+    form = _depthwise_form(layer)
+    stream = _depthwise_stream(layer, form, [[0, 1], [2, 3]])
+    height, columns = layer.out_shape[0], 2 * layer.out_shape[1] + 1
+    buffer_rows = height + 1 if height > 1 and (height + 1) * columns * 4 <= DEPTHWISE_WORDS else 2
+    short, bits = SHORT[layer.in_type], "16" if layer.in_type == "int16" else "8"
+    multipliers = int(form.multiplier is not None)
+    four = f"thrifty_dw2_four_{short}_{form.weights}_{multipliers}".lower()
+    rows = f"thrifty_dw2_{form.requant}_{form.store}".lower()
+    instances = (f"THRIFTY_DW2_FOUR({four}, {short}, {bits}, {form.weights}, {multipliers})",
+                 f"THRIFTY_DEPTHWISE_STRIDE2({rows}, {form.requant}, {form.store})")  # fmt: skip
+    members: Members = [("stream", "{name}_stream"), ("four", four), ("rows", rows),
+               ("finish", _finish_members(layer, form)),
+               *_depthwise_numbers(layer, stream, columns, buffer_rows)]  # fmt: skip
+    arrays = (("stream", "uint32_t", stream.reshape(-1)),)
+    return Kernel("depthwise_stride2", ("depthwise_stride2.h",), "thrifty_depthwise_stride2", "thrifty_dw2_t",
+                  instances, arrays, tuple(members), scratch_bytes=128 + 16 * columns * buffer_rows, struct_bytes=48)  # fmt: skip
 
 
 def _nibbles(weight: Array) -> Array:
@@ -332,5 +367,6 @@ VARIANTS: Mapping[str, Callable[[Layer], Kernel]] = {
     "conv": _conv,
     "linear": _linear,
     "depthwise": _depthwise,
+    "depthwise_stride2": _depthwise_stride2,
     "generic": _generic,
 }

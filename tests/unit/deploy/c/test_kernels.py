@@ -44,10 +44,12 @@ def float_cases(seed: int, count: int) -> list[Case]:
 def test_headers_stand_alone(compiler: str, tmp_path: Path) -> None:
     if shutil.which(compiler) is None:
         pytest.skip(f"{compiler} is not installed")
-    headers = ("arith.h", "block.h", "rows.h", "conv.h", "linear.h", "depthwise.h", "generic.h", "conv_float.h")
-    for header in headers:
+    headers = ("arith", "block", "rows", "conv", "linear", "depthwise", "depthwise_stride2", "generic", "conv_float")
+    for header in [f"{name}.h" for name in headers]:
         (tmp_path / "one.c").write_text(f'#include "{header}"\n#include "{header}"\n')
-        run = subprocess.run([compiler, *WARNINGS, "-fsyntax-only", str(tmp_path / "one.c")], capture_output=True)
+        run = subprocess.run(
+            [compiler, *WARNINGS, "-fsyntax-only", str(tmp_path / "one.c")], capture_output=True, check=False
+        )
         assert run.returncode == 0, run.stderr
 
 
@@ -138,9 +140,9 @@ CEILINGS = {  # layer: (call, instructions per multiply-accumulate that it may t
     "linear 640->128": (dict(op="linear", shape=(1, 1, 640), out=128), 1.19),
     "linear 640->128, 4 bits": (dict(op="linear", shape=(1, 1, 640), out=128, types=("int8", 4, "int8")), 1.15),
     "linear 8->128": (dict(op="linear", shape=(1, 1, 8), out=128), 2.2),
-    "depthwise 64, 25x5": (dict(op="depthwise", shape=(25, 5, 64), types=BYTES), 2.30),
+    "depthwise 64, 25x5": (dict(op="depthwise", shape=(25, 5, 64), types=BYTES), 2.28),
     "depthwise 32, 24x24": (dict(op="depthwise", shape=(24, 24, 32), types=BYTES), 2.0),
-    "depthwise 16, 48x48 stride 2": (dict(op="depthwise", shape=(48, 48, 16), types=BYTES, stride=(2, 2)), 3.55),
+    "depthwise 16, 48x48 stride 2": (dict(op="depthwise", shape=(48, 48, 16), types=BYTES, stride=(2, 2)), 3.0),
 }  # fmt: skip
 
 
@@ -153,7 +155,7 @@ def test_instructions_stay_below_their_ceilings() -> None:
         macs = case.y.shape[0] * case.y.shape[1] * case.call.constants["weight"].size
         assert count / macs <= ceiling, f"{name}: {count / macs:.3f} instructions per multiply-accumulate"
         assert case.kernel.scratch_bytes <= 5000, name
-    assert machine.code_bytes < 10_000
+    assert machine.code_bytes < 12_000  # of ten kinds of kernels; a network has three or four
 
 
 # ---- packing ----
@@ -171,6 +173,7 @@ def test_choice_of_kernels() -> None:
         "conv": dict(shape=(8, 8, 16), out=16),
         "linear": dict(op="linear", shape=(1, 1, 64), out=10),
         "depthwise": dict(op="depthwise", shape=(8, 8, 16)),
+        "depthwise_stride2": dict(op="depthwise", shape=(8, 8, 16), stride=(2, 2)),
         "generic": dict(shape=(8, 8, 16), out=16, groups=4),
     }
     for variant, call in wanted.items():

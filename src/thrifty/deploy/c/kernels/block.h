@@ -7,8 +7,8 @@
  *        their sign in place; the word shifted left by 4, 8, 12 bits gives the next pairs. Sums carry the factor.
  *   W4X  the same words; AND with 0xF0F0F0F0, then SXTB16: a factor of 2^4, for sums that 2^12 would overflow
  *
- * Registers of the pair kernel: r0 window, r1 stream (W4: the mask), r2 r3 weights, r4 widened weights, r5-r7 two taps of
- * three lanes, r8-r10 and r11-lr the sums of the two channels. All else lives on the stack. The first pass through the
+ * Registers of the pair kernel: r0 window, r1 stream (W4: the mask), r2 r3 weights, r4 widened weights, r5-r7 two taps
+ * of three lanes, r8-r10 and r11-lr the sums of the two channels. All else lives on the stack. The first pass through the
  * four unrolled steps enters where (steps mod 4) are left. Instructions of a step are all four bytes long. */
 #ifndef THRIFTY_BLOCK_H
 #define THRIFTY_BLOCK_H
@@ -201,8 +201,8 @@ THRIFTY_INLINE void thrifty_store(void *y, int32_t v, const thrifty_finish_t *f,
                          "mov lr, r11\n\t"                                                                             \
                          "ldr r0, [sp]\n\t" THRIFTY_PAIR_BEGIN_##W "ldr pc, [sp, #76]\n\t"                             \
                          ".p2align 2\n\t"                                                                              \
-                         "3: .rept 4\n\t" THRIFTY_PAIR_STEP_##W ".endr\n\t"                                                  \
-                         "ldr r4, [sp, #56]\n\t"                                                                      \
+                         "3: .rept 4\n\t" THRIFTY_PAIR_STEP_##W ".endr\n\t"                                            \
+                         "ldr r4, [sp, #56]\n\t"                                                                       \
                          "cmp r0, r4\n\t"                                                                              \
                          "bne.w 3b\n\t" THRIFTY_PAIR_END_##W THRIFTY_PAIR_##REQUANT(W) THRIFTY_LIMITS_##STORE("80")    \
                              THRIFTY_EACH6(THRIFTY_LIMIT_##STORE) "ldrd r5, r6, [sp, #60]\n\t"                         \
@@ -310,8 +310,8 @@ THRIFTY_INLINE void thrifty_store(void *y, int32_t v, const thrifty_finish_t *f,
                          "2: ldmia.w r1!, {r8, r9, r10, r11}\n\t"                                                      \
                          "ldr r0, [sp]\n\t" THRIFTY_FOUR_BEGIN_##W "ldr pc, [sp, #52]\n\t"                             \
                          ".p2align 2\n\t"                                                                              \
-                         "3: .rept 4\n\t" THRIFTY_FOUR_STEP_##W ".endr\n\t"                                                  \
-                         THRIFTY_FOUR_LOOP_##W "bne.w 3b\n\t" THRIFTY_FOUR_##REQUANT(W)                              \
+                         "3: .rept 4\n\t" THRIFTY_FOUR_STEP_##W ".endr\n\t"                                            \
+                         THRIFTY_FOUR_LOOP_##W "bne.w 3b\n\t" THRIFTY_FOUR_##REQUANT(W)                                \
                                  THRIFTY_LIMITS_##STORE("56") THRIFTY_EACH4(THRIFTY_LIMIT_##STORE)                     \
                          "ldr r6, [sp, #12]\n\t" THRIFTY_PUT_##STORE("r8", "r6") THRIFTY_PUT_##STORE("r9", "r6")       \
                              THRIFTY_PUT_##STORE("r10", "r6") THRIFTY_PUT_##STORE("r11", "r6") "str r6, [sp, #12]\n\t" \
@@ -325,7 +325,7 @@ THRIFTY_INLINE void thrifty_store(void *y, int32_t v, const thrifty_finish_t *f,
 /* ---- one channel ---- */
 
 #define THRIFTY_SINGLE_STEP_W8(LANES)                                                                                  \
-    const uint32_t w = *at++, even = thrifty_even_s8(w), odd = thrifty_odd_s8(w);                              \
+    const uint32_t w = *at++, even = thrifty_even_s8(w), odd = thrifty_odd_s8(w);                                      \
     for (int lane = 0; lane < (LANES); lane++) {                                                                       \
         sum[lane] = thrifty_dot2(even, from[lane], sum[lane]);                                                         \
         sum[lane] = thrifty_dot2(odd, from[lane + (LANES)], sum[lane]);                                                \
@@ -351,10 +351,10 @@ THRIFTY_INLINE void thrifty_store(void *y, int32_t v, const thrifty_finish_t *f,
     from += 4 * (LANES);
 #define THRIFTY_SINGLE_STEP_W4X(LANES)                                                                                 \
     const uint32_t w = *at++, high = w & 0xF0F0F0F0u, low = (w << 4) & 0xF0F0F0F0u;                                    \
-    THRIFTY_SINGLE_PAIR(LANES, thrifty_odd_s8(high), 0)                                                            \
-    THRIFTY_SINGLE_PAIR(LANES, thrifty_odd_s8(low), 1)                                                             \
-    THRIFTY_SINGLE_PAIR(LANES, thrifty_even_s8(high), 2)                                                           \
-    THRIFTY_SINGLE_PAIR(LANES, thrifty_even_s8(low), 3)                                                            \
+    THRIFTY_SINGLE_PAIR(LANES, thrifty_odd_s8(high), 0)                                                                \
+    THRIFTY_SINGLE_PAIR(LANES, thrifty_odd_s8(low), 1)                                                                 \
+    THRIFTY_SINGLE_PAIR(LANES, thrifty_even_s8(high), 2)                                                               \
+    THRIFTY_SINGLE_PAIR(LANES, thrifty_even_s8(low), 3)                                                                \
     from += 4 * (LANES);
 
 #define THRIFTY_SINGLE(name, W, REQUANT, STORE, LANES)                                                                 \

@@ -13,7 +13,7 @@
  *   W8, W16, W4, W4X         see block.h
  *   MULT, PRE, SHIFT         a multiplier; a left shift, then a multiplier; one shift, its rounding folded in the bias
  *   S8, U8, S16, U15         the limits of the type, or 0..32767
- *   C8, C16                  other limits, in 8 or 16 bits                                                             */
+ *   C8, C16                  other limits, in 8 or 16 bits */
 #ifndef THRIFTY_CONV_H
 #define THRIFTY_CONV_H
 

@@ -3,8 +3,8 @@
  * Every sum starts at the bias and runs in the order (ky, kx, ci), each product and each sum rounded: the compiler must
  * not contract them (-ffp-contract=off). Speed comes from computing four channels, and four windows, side by side.
  * Windows are gathered in scratch memory, the same tap of the four one behind the other; zeros stand for what lies
- * outside the input. Constants: for each four channels of a group their biases, then their weights tap by tap; a rest of
- * one to three channels follows in the same way, one by one. */
+ * outside the input. Constants: for each four channels of a group their biases, then their weights tap by tap; a rest
+ * of one to three channels follows in the same way, one by one. */
 #ifndef THRIFTY_CONV_FLOAT_H
 #define THRIFTY_CONV_FLOAT_H
 

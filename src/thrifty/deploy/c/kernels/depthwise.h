@@ -1,11 +1,11 @@
-/* Integer depthwise convolution, 3x3, stride 1 or 2: pairs of input rows, four channels at a time.
+/* Integer depthwise convolution, 3x3, stride 1: pairs of input rows, four channels at a time.
  *
  * Two input rows one above the other become one row of words, the upper element in the low half, so that one SMLAD
- * multiplies two taps of a column. With stride 1 two output rows are computed together: a column of four input rows is
- * two words p and q, the column of the filter the words a = (w0, w1) and b = (w1, w2), and the sums gain
+ * multiplies two taps of a column. Two output rows are computed together: a column of four input rows is two words p
+ * and q, the column of the filter the words a = (w0, w1) and b = (w1, w2), and the sums gain
  *     upper: p.a + low(q) high(b)      lower: high(p) low(a) + q.b
- * With stride 2 only the upper one exists. The buffer holds, for each column, p and q of four channels side by side;
- * the q of one row of pairs is the p of the next, and is stored as both when it is made.
+ * The buffer holds, for each column, p and q of four channels side by side; the q of one row of pairs is the p of the
+ * next, and is stored as both when it is made.
  *
  * Constants of a channel: bias, multiplier (unless requantisation is a shift), then for each column of the filter bytes
  * w0, w1, w1, w2 (W8: SXTB16 makes a and b of them) or a and b themselves (W16). */
@@ -16,8 +16,8 @@
 #include "rows.h"
 
 /* `rows` rows of windows of four channels. end: behind the last window of the first row; pitch: bytes of a row of the
- * buffer; lower: bytes from an output row to the one below; pixel: bytes of an output pixel; next: bytes from the end of
- * an output row (or two) to the beginning of the next. */
+ * buffer; lower: bytes from an output row to the one below; pixel: bytes of an output pixel; next: bytes from the end
+ * of an upper output row to the next upper one. */
 typedef void thrifty_depthwise_rows_t(const thrifty_word_t *p, const uint32_t *stream, void *y, uint32_t rows,
                                       const thrifty_word_t *end, uint32_t pitch, uint32_t lower, uint32_t pixel,
                                       int32_t next, int32_t max_less_high, int32_t min_less_low, int32_t shift,
@@ -34,7 +34,7 @@ struct thrifty_depthwise {
     thrifty_depthwise_four_t *four; /* four channels */
     thrifty_depthwise_rows_t *rows; /* the inner kernel */
     thrifty_finish_t finish;
-    uint16_t in_h, in_w, channels, out_h, out_w, stride, top, left;
+    uint16_t in_h, in_w, channels, out_h, out_w, top, left;
     uint16_t out_bytes;           /* of an element */
     uint16_t channel_words;       /* of the stream, for a channel */
     uint16_t columns;             /* of the buffer */
@@ -86,32 +86,27 @@ struct thrifty_depthwise {
 #define THRIFTY_DW_UPPER(a, b, start) "smlad r12, r10, " a ", " start "\n\tsmlabt r12, r11, " b ", r12\n\t"
 #define THRIFTY_DW_LOWER(a, b, start) "smlatb lr, r10, " a ", " start "\n\tsmlad lr, r11, " b ", lr\n\t"
 #define THRIFTY_DW_BOTH(a, b, upper, lower) THRIFTY_DW_UPPER(a, b, upper) THRIFTY_DW_LOWER(a, b, lower)
-#define THRIFTY_DW_SUMS_1                                                                                              \
+#define THRIFTY_DW_SUMS                                                                                                \
     "ldrd r10, r11, [r0], #32\n\t" THRIFTY_DW_BOTH("r4", "r5", "r2", "r2") "ldrd r10, r11, [r0]\n\t"                   \
     THRIFTY_DW_BOTH("r6", "r7", "r12", "lr") "ldrd r10, r11, [r0, #32]\n\t" THRIFTY_DW_BOTH("r8", "r9", "r12", "lr")
-#define THRIFTY_DW_SUMS_2                                                                                              \
-    "ldrd r10, r11, [r0], #64\n\t" THRIFTY_DW_UPPER("r4", "r5", "r2") "ldrd r10, r11, [r0, #-32]\n\t"                  \
-    THRIFTY_DW_UPPER("r6", "r7", "r12") "ldrd r10, r11, [r0]\n\t" THRIFTY_DW_UPPER("r8", "r9", "r12")
-#define THRIFTY_DW_EACH_1(op) op("r12") op("lr")
-#define THRIFTY_DW_EACH_2(op) op("r12")
+#define THRIFTY_DW_EACH(op) op("r12") op("lr")
 #define THRIFTY_DW_SCALE(r) "smmulr " r ", " r ", r3\n\t"
 #define THRIFTY_DW_RIGHT(r) "asr.w " r ", " r ", r3\n\t"
 #define THRIFTY_DW_LEFT(r) "lsl.w " r ", " r ", r10\n\t"
-#define THRIFTY_DW_MULT(S) THRIFTY_DW_EACH_##S(THRIFTY_DW_SCALE)
-#define THRIFTY_DW_PRE(S) "ldr r10, [sp, #80]\n\t" THRIFTY_DW_EACH_##S(THRIFTY_DW_LEFT) THRIFTY_DW_EACH_##S(THRIFTY_DW_SCALE)
-#define THRIFTY_DW_SHIFT(S) THRIFTY_DW_EACH_##S(THRIFTY_DW_RIGHT)
+#define THRIFTY_DW_MULT THRIFTY_DW_EACH(THRIFTY_DW_SCALE)
+#define THRIFTY_DW_PRE "ldr r10, [sp, #80]\n\t" THRIFTY_DW_EACH(THRIFTY_DW_LEFT) THRIFTY_DW_EACH(THRIFTY_DW_SCALE)
+#define THRIFTY_DW_SHIFT THRIFTY_DW_EACH(THRIFTY_DW_RIGHT)
 #define THRIFTY_DW_QADD(r)                                                                                             \
     "qadd " r ", " r ", r10\n\tsub.w " r ", " r ", r10\n\tqadd " r ", " r ", r11\n\tsub.w " r ", " r ", r11\n\t"
-#define THRIFTY_DW_CLAMP_S8(S) THRIFTY_DW_EACH_##S(THRIFTY_LIMIT_S8)
-#define THRIFTY_DW_CLAMP_U8(S) THRIFTY_DW_EACH_##S(THRIFTY_LIMIT_U8)
-#define THRIFTY_DW_CLAMP_S16(S) THRIFTY_DW_EACH_##S(THRIFTY_LIMIT_S16)
-#define THRIFTY_DW_CLAMP_U15(S) THRIFTY_DW_EACH_##S(THRIFTY_LIMIT_U15)
-#define THRIFTY_DW_CLAMP_C8(S) "ldrd r10, r11, [sp, #72]\n\t" THRIFTY_DW_EACH_##S(THRIFTY_DW_QADD)
-#define THRIFTY_DW_CLAMP_C16(S) THRIFTY_DW_CLAMP_C8(S)
+#define THRIFTY_DW_CLAMP_S8 THRIFTY_DW_EACH(THRIFTY_LIMIT_S8)
+#define THRIFTY_DW_CLAMP_U8 THRIFTY_DW_EACH(THRIFTY_LIMIT_U8)
+#define THRIFTY_DW_CLAMP_S16 THRIFTY_DW_EACH(THRIFTY_LIMIT_S16)
+#define THRIFTY_DW_CLAMP_U15 THRIFTY_DW_EACH(THRIFTY_LIMIT_U15)
+#define THRIFTY_DW_CLAMP_C8 "ldrd r10, r11, [sp, #72]\n\t" THRIFTY_DW_EACH(THRIFTY_DW_QADD)
+#define THRIFTY_DW_CLAMP_C16 THRIFTY_DW_CLAMP_C8
 /* the lower output first: where there is none, both have one address */
-#define THRIFTY_DW_STORE_1(b)                                                                                          \
+#define THRIFTY_DW_STORE(b)                                                                                            \
     "ldrd r10, r11, [sp, #60]\n\tstr" b ".w lr, [r1, r10]\n\tstr" b ".w r12, [r1]\n\tadd.w r1, r1, r11\n\t"
-#define THRIFTY_DW_STORE_2(b) "str" b ".w r12, [r1]\n\tadd.w r1, r1, lr\n\t"
 #define THRIFTY_DW_BYTES_S8 "b"
 #define THRIFTY_DW_BYTES_U8 "b"
 #define THRIFTY_DW_BYTES_C8 "b"
@@ -124,12 +119,10 @@ struct thrifty_depthwise {
 #define THRIFTY_DW_ITEM_S16 "2"
 #define THRIFTY_DW_ITEM_U15 "2"
 #define THRIFTY_DW_ITEM_C16 "2"
-#define THRIFTY_DW_SKIP_1 "64"
-#define THRIFTY_DW_SKIP_2 "32"
 
 /* Stack: 0 p, 4 stream, 8 y, 12 rows, 16 saved registers, 52 end, 56 pitch, 60 lower, 64 pixel, 68 next, 72 limits,
  * 80 shift, 84 rows left, 88 end of this row, 92 channels left. */
-#define THRIFTY_DEPTHWISE(name, W, REQUANT, STORE, STRIDE)                                                             \
+#define THRIFTY_DEPTHWISE(name, W, REQUANT, STORE)                                                                     \
     THRIFTY_ASM_FUNCTION void name(                                                                                    \
         const thrifty_word_t *p THRIFTY_UNUSED, const uint32_t *stream THRIFTY_UNUSED, void *y THRIFTY_UNUSED,         \
         uint32_t rows THRIFTY_UNUSED, const thrifty_word_t *end THRIFTY_UNUSED, uint32_t pitch THRIFTY_UNUSED,         \
@@ -144,9 +137,8 @@ struct thrifty_depthwise {
                          "ldr r10, [sp, #12]\n\t"                                                                      \
                          "ldr r11, [sp, #52]\n\t"                                                                      \
                          "strd r10, r11, [sp, #84]\n\t"                                                                \
-                         "ldr lr, [sp, #64]\n\t"                                                                       \
-                         "2:\n\t" THRIFTY_DW_SUMS_##STRIDE THRIFTY_DW_##REQUANT(STRIDE) THRIFTY_DW_CLAMP_##STORE(STRIDE) \
-                             THRIFTY_DW_STORE_##STRIDE(THRIFTY_DW_BYTES_##STORE) "ldr r10, [sp, #88]\n\t"              \
+                         "2:\n\t" THRIFTY_DW_SUMS THRIFTY_DW_##REQUANT THRIFTY_DW_CLAMP_##STORE                        \
+                             THRIFTY_DW_STORE(THRIFTY_DW_BYTES_##STORE)        "ldr r10, [sp, #88]\n\t"                \
                          "cmp r0, r10\n\t"                                                                             \
                          "bne.n 2b\n\t"                                                                                \
                          "ldrd r10, r11, [sp, #84]\n\t"                                                                \
@@ -154,7 +146,7 @@ struct thrifty_depthwise {
                          "add r11, r11, r12\n\t"                                                                       \
                          "ldr r12, [sp, #68]\n\t"                                                                      \
                          "add r1, r1, r12\n\t"                                                                         \
-                         "add r0, r0, #" THRIFTY_DW_SKIP_##STRIDE "\n\t"                                               \
+                         "add r0, r0, #64\n\t"                                                                         \
                          "subs r10, r10, #1\n\t"                                                                       \
                          "strd r10, r11, [sp, #84]\n\t"                                                                \
                          "bne.n 2b\n\t"                                                                                \
@@ -185,7 +177,7 @@ struct thrifty_depthwise {
 #define THRIFTY_DW_WORDS_W8 3
 #define THRIFTY_DW_WORDS_W16 6
 
-#define THRIFTY_DEPTHWISE(name, W, REQUANT, STORE, STRIDE)                                                             \
+#define THRIFTY_DEPTHWISE(name, W, REQUANT, STORE)                                                                     \
     static void name(const thrifty_word_t *p, const uint32_t *stream, void *y, uint32_t rows,                          \
                      const thrifty_word_t *end, uint32_t pitch, uint32_t lower, uint32_t pixel, int32_t next,          \
                      int32_t max_less_high, int32_t min_less_low, int32_t shift, uint32_t spare0 THRIFTY_UNUSED,       \
@@ -199,7 +191,7 @@ struct thrifty_depthwise {
             uint8_t *out = (uint8_t *)y + channel * THRIFTY_BYTES_##STORE;                                             \
             for (uint32_t row = 0; row < rows; row++, out += next) {                                                   \
                 const uint32_t from = row * (pitch / 4) + 2 * channel, to = from + (uint32_t)(end - p);                \
-                for (uint32_t at = from; at < to; at += 8 * (STRIDE), out += pixel) {                                  \
+                for (uint32_t at = from; at < to; at += 8, out += pixel) {                                             \
                     int32_t upper_sum = bias, lower_sum = bias;                                                        \
                     for (uint32_t kx = 0; kx < 3; kx++) {                                                              \
                         const uint32_t pw = p[at + 8 * kx], qw = p[at + 8 * kx + 1];                                   \
@@ -207,12 +199,10 @@ struct thrifty_depthwise {
                         const int32_t x2 = (int16_t)(qw & 65535u), x3 = (int16_t)(qw >> 16);                           \
                         THRIFTY_DW_TAPS_##W(filter, kx, w)                                                             \
                         upper_sum += x0 * w0 + x1 * w1 + x2 * w2;                                                      \
-                        if ((STRIDE) == 1)                                                                             \
-                            lower_sum += x1 * w0 + x2 * w1 + x3 * w2;                                                  \
+                        lower_sum += x1 * w0 + x2 * w1 + x3 * w2;                                                      \
                     }                                                                                                  \
-                    if ((STRIDE) == 1)                                                                                 \
-                        thrifty_store(out + lower, THRIFTY_ONE_##REQUANT(lower_sum, 0, multiplier, shift), &finish,    \
-                                      THRIFTY_BYTES_##STORE);                                                          \
+                    thrifty_store(out + lower, THRIFTY_ONE_##REQUANT(lower_sum, 0, multiplier, shift), &finish,        \
+                                  THRIFTY_BYTES_##STORE);                                                              \
                     thrifty_store(out, THRIFTY_ONE_##REQUANT(upper_sum, 0, multiplier, shift), &finish,                \
                                   THRIFTY_BYTES_##STORE);                                                              \
                 }                                                                                                      \
@@ -228,8 +218,8 @@ THRIFTY_SHARED void thrifty_depthwise_run(const thrifty_depthwise_t *k, const th
 {
     const uint32_t pixel = (uint32_t)k->channels * k->out_bytes, row = pixel * k->out_w;
     if (count > 0)
-        k->rows(p, stream, y, count, p + 8u * k->out_w * k->stride, 32u * k->columns, lower, pixel,
-                k->stride == 1 ? (int32_t)row : 0, k->finish.max_less_high, k->finish.min_less_low, k->finish.shift, 0, 0,
+        k->rows(p, stream, y, count, p + 8u * k->out_w, 32u * k->columns, lower, pixel,
+                (int32_t)row, k->finish.max_less_high, k->finish.min_less_low, k->finish.shift, 0, 0,
                 4);
 }
 
@@ -237,8 +227,7 @@ THRIFTY_SHARED void thrifty_depthwise_run(const thrifty_depthwise_t *k, const th
     static void name(const thrifty_depthwise_t *k, const void *x, void *y, thrifty_word_t *buffer, uint32_t channel)   \
     {                                                                                                                  \
         static const thrifty_##T none[4] = {0, 0, 0, 0};                                                               \
-        const uint32_t height = 3u - k->stride; /* output rows of a row of windows */                                  \
-        const uint32_t windows = (k->out_h + height - 1u) / height, whole = k->out_h / height;                         \
+        const uint32_t windows = (k->out_h + 1u) / 2u, whole = k->out_h / 2u; /* rows of windows; with two outputs */  \
         const uint32_t ring = k->together == 1 ? 2 : windows, row_words = 8u * k->columns;                             \
         const uint32_t row_bytes = (uint32_t)k->channels * k->out_bytes * k->out_w, pixel = k->channels;               \
         const thrifty_span_t span = thrifty_span(-(int32_t)k->left, k->columns, k->in_w);                              \
@@ -248,7 +237,7 @@ THRIFTY_SHARED void thrifty_depthwise_run(const thrifty_depthwise_t *k, const th
         uint8_t *out = (uint8_t *)y + channel * k->out_bytes;                                                          \
         int32_t row = -(int32_t)k->top;                                                                                \
         for (uint32_t pair = 0, slot = 0; pair <= windows; pair++, row += 2) {                                         \
-            /* the words are p of this row of windows, and q of the one before; at the ends they are only one of them */ \
+            /* the words are p of this row of windows and q of the one before; only one of them at the ends */         \
             thrifty_word_t *p = pair < windows ? place : before + 1, *q = pair > 0 ? before + 1 : place;               \
             const thrifty_##T *upper = none, *lower = none;                                                            \
             uint32_t upper_step = 0, lower_step = 0;                                                                   \
@@ -265,7 +254,7 @@ THRIFTY_SHARED void thrifty_depthwise_run(const thrifty_depthwise_t *k, const th
             }                                                                                                          \
             if (k->together == 1 && pair > 0) {                                                                        \
                 thrifty_depthwise_run(k, before - 8 * span.begin, stream, out, 1, pair <= whole ? row_bytes : 0);      \
-                out += height * row_bytes;                                                                             \
+                out += 2u * row_bytes;                                                                                 \
             }                                                                                                          \
             before = place;                                                                                            \
             slot = slot + 1 == ring ? 0 : slot + 1;                                                                    \
@@ -273,7 +262,7 @@ THRIFTY_SHARED void thrifty_depthwise_run(const thrifty_depthwise_t *k, const th
         }                                                                                                              \
         if (k->together != 1) {                                                                                        \
             thrifty_depthwise_run(k, buffer, stream, out, whole, row_bytes);                                           \
-            thrifty_depthwise_run(k, buffer + whole * row_words, stream, out + whole * height * row_bytes,             \
+            thrifty_depthwise_run(k, buffer + whole * row_words, stream, out + whole * 2u * row_bytes,                 \
                                   windows - whole, 0);                                                                 \
         }                                                                                                              \
     }

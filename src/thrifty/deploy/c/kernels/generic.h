@@ -50,10 +50,10 @@ THRIFTY_INLINE int32_t thrifty_nibble(const uint8_t *weights, uint32_t i)
     static void name(const thrifty_generic_t *k, const void *x, void *y, void *scratch THRIFTY_UNUSED)                 \
     {                                                                                                                  \
         const uint32_t window = THRIFTY_CHANNEL_##W((uint32_t)k->kernel_h * k->kernel_w * k->group_in);                \
-        thrifty_##Y *out = (thrifty_##Y *)y;                                                                                               \
+        thrifty_##Y *out = (thrifty_##Y *)y;                                                                           \
         for (int32_t row = -(int32_t)k->top, rows = k->out_h; rows > 0; rows--, row += k->stride_h)                    \
-            for (int32_t column = -(int32_t)k->left, columns = k->out_w; columns > 0; columns--, column += k->stride_w) \
-                for (uint32_t channel = 0, start = 0, first = 0, left = k->group_out; channel < k->channels;              \
+            for (int32_t column = -(int32_t)k->left, left_w = k->out_w; left_w > 0; left_w--, column += k->stride_w)   \
+                for (uint32_t channel = 0, start = 0, first = 0, left = k->group_out; channel < k->channels;           \
                      channel++, start += window) {                                                                     \
                     int32_t sum = k->bias[channel];                                                                    \
                     for (int32_t ky = 0; ky < k->kernel_h; ky++) {                                                     \
@@ -62,13 +62,14 @@ THRIFTY_INLINE int32_t thrifty_nibble(const uint8_t *weights, uint32_t i)
                         for (int32_t kx = 0; kx < k->kernel_w; kx++) {                                                 \
                             if (column + kx < 0 || column + kx >= k->in_w)                                             \
                                 continue;                                                                              \
-                            const thrifty_##X *from = (const thrifty_##X *)x + ((row + ky) * k->in_w + column + kx) * k->in_c + first;     \
+                            const uint32_t pixel = (uint32_t)((row + ky) * k->in_w + column + kx);                     \
+                            const thrifty_##X *from = (const thrifty_##X *)x + pixel * k->in_c + first;                \
                             const uint32_t at = start + (uint32_t)(ky * k->kernel_w + kx) * k->group_in;               \
                             for (uint32_t i = 0; i < k->group_in; i++)                                                 \
                                 sum += from[i] * THRIFTY_WEIGHT_##W(k->weight, at + i);                                \
                         }                                                                                              \
                     }                                                                                                  \
-                    *out++ = (thrifty_##Y)thrifty_generic_requantise(k, sum, channel);                                           \
+                    *out++ = (thrifty_##Y)thrifty_generic_requantise(k, sum, channel);                                 \
                     if (--left == 0) {                                                                                 \
                         left = k->group_out;                                                                           \
                         first += k->group_in;                                                                          \

@@ -9,7 +9,7 @@
  *   NATURAL   [ky][channel]
  *   SWIZZLED  [ky][channel], 8 bits, each four channels as 0,2,1,3: as SXTB16 widens them
  *   WORDS     [ky][channel], 16 bits, an even number of channels
- *   TRIPLES   8 bits, three channels: channels 0 and 2 of every row, then channel 1 of every row                        */
+ *   TRIPLES   8 bits, three channels: channels 0 and 2 of every row, then channel 1 of every row */
 #ifndef THRIFTY_ROWS_H
 #define THRIFTY_ROWS_H
 
@@ -52,7 +52,7 @@ THRIFTY_INLINE thrifty_span_t thrifty_span(int32_t left, int32_t count, int32_t 
     return span;
 }
 
-/* Zeros: `count` elements of `columns` columns that lie `next` words apart; the first element is half `first` of `to`. */
+/* Zeros: `count` elements of `columns` columns, `next` words apart; the first element is half `first` of `to`. */
 THRIFTY_SHARED void thrifty_put_zeros(thrifty_word_t *to, int32_t first, int32_t count, int32_t columns, int32_t next,
                                       int32_t step)
 {
@@ -155,11 +155,13 @@ THRIFTY_SHARED void thrifty_put_zeros(thrifty_word_t *to, int32_t first, int32_t
                     const thrifty_##T *source = (const thrifty_##T *)x + (row * r->in_w + left + zeros) * channels;    \
                     const int32_t joined = channels == r->column ? columns : 1; /* columns without a gap */            \
                     place += zeros * next;                                                                             \
-                    for (int32_t i = columns; i > 0; i -= joined, place += joined * next, source += joined * channels) { \
+                    for (int32_t i = columns; i > 0; i -= joined) {                                                    \
                         const thrifty_##T *from = source;                                                              \
                         thrifty_word_t *to = place;                                                                    \
                         int32_t count = joined * channels;                                                             \
                         THRIFTY_PUT_##PUT(T)                                                                           \
+                        place += joined * next;                                                                        \
+                        source += joined * channels;                                                                   \
                     }                                                                                                  \
                     if (zeros + columns < r->run)                                                                      \
                         thrifty_put_zeros(place, first, channels, r->run - zeros - columns, next, step);               \
@@ -169,7 +171,7 @@ THRIFTY_SHARED void thrifty_put_zeros(thrifty_word_t *to, int32_t first, int32_t
     }
 
 /* One word of channels 0 and 2 for each row; behind them one of channel 1 for each two rows. A last single row has a
- * word of channel 1 by itself, whose upper half meets a zero weight. Four bytes are read for three, but not at the end. */
+ * word of channel 1 by itself, whose upper half meets a zero weight. Four bytes are read for three, but at the end. */
 #if THRIFTY_DSP
 #define THRIFTY_TRIPLE(T, from, last) ((last) ? thrifty_triple_end((const uint8_t *)(from)) : thrifty_load4(from))
 #define THRIFTY_TRIPLE_EVEN(T, v) thrifty_even_##T(v)
