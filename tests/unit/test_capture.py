@@ -363,6 +363,73 @@ class TestWeights:
         model.rounding = "floor"
         assert {n.attrs["rounding"] for n in capture(model, X).nodes[1:]} == {"floor"}
 
+    @pytest.mark.parametrize(
+        "layer",
+        [
+            lambda s, x: F.conv2d(x, s.c.weight * 2, s.c.bias * 2),
+            lambda s, x: F.conv2d(x, (s.c.weight - s.c.weight.mean((1, 2, 3), keepdim=True)) / s.c.weight.std(), None),
+            lambda s, x: F.linear(x.mean((2, 3)), s.f.weight.t()),
+        ],
+    )
+    def test_a_weight_that_is_computed_in_forward_has_no_name(self, layer):
+        # whoever read the tensor by that name would get other numbers
+        model = Net(layer, c=nn.Conv2d(3, 4, 3), f=nn.Linear(3, 3))
+        graph = capture(model, X)
+        node = next(n for n in graph if n.op in ("conv", "linear"))
+        assert not node.params
+        x = torch.randn(1, 3, 8, 8)
+        torch.testing.assert_close(run(graph, x), model(x))
+
+    def test_a_batch_norm_with_computed_statistics_has_no_names_for_them(self):
+        model = Net(
+            lambda s, x: F.batch_norm(x, s.n.running_mean, s.n.running_var + 4, s.n.weight), n=nn.BatchNorm2d(3)
+        )
+        node = next(n for n in capture(model, X) if n.op == "batchnorm")
+        assert node.params == {"weight": "n.weight", "running_mean": "n.running_mean"}
+
+
+class TestWritingInPlace:
+    """What torch.export leaves in place must not be lost."""
+
+    def test_a_part_that_is_overwritten_is_refused(self):
+        def function(s, x):
+            y = s.c(x)
+            y[:, 0] = 0
+            return y
+
+        assert any("select" in r for r in refusals(of(function, c=nn.Conv2d(3, 4, 3))))
+
+    def test_a_view_that_is_overwritten_changes_its_base(self):
+        def function(s, x):
+            y = s.c(x)
+            y.transpose(2, 3).relu_()
+            return y + y
+
+        model, x = Net(function, c=nn.Conv2d(3, 4, 3)), torch.randn(1, 3, 8, 8)
+        torch.testing.assert_close(run(capture(model, X), x), model(x))
+
+    def test_a_dropout_is_the_tensor_that_it_reads(self):
+        def function(s, x):
+            y = s.c(x)
+            return F.relu(s.d(y), inplace=True) + y
+
+        with pytest.raises(CaptureError, match="inplace=False"):
+            of(function, c=nn.Conv2d(3, 4, 3), d=nn.Dropout())
+
+    def test_a_buffer_that_counts_calls_is_no_output(self):
+        def function(s, x):
+            s.n += 1
+            y = s.c(x)
+            z = y + y
+            y.relu_()
+            return y + z
+
+        model = Net(function, c=nn.Conv2d(3, 4, 3))
+        model.register_buffer("n", torch.zeros(1))
+        graph, x = capture(model, X), torch.randn(1, 3, 8, 8)
+        assert len(graph.outputs) == 1
+        torch.testing.assert_close(run(graph, x), model(x))
+
 
 class TestFakeQuantize:
     def test_formats_come_from_the_custom_operator(self):
@@ -406,9 +473,7 @@ class TestRefusals:
         with pytest.raises(DataError, match=r"0\.weight, 1\.running_var"):
             capture(model, X)
 
-    @pytest.mark.parametrize(
-        "x", [torch.zeros(1, 3, dtype=torch.int64), torch.zeros(3), torch.zeros(0, 3), None]
-    )
+    @pytest.mark.parametrize("x", [torch.zeros(1, 3, dtype=torch.int64), torch.zeros(3), torch.zeros(0, 3), None])
     def test_unusable_examples(self, x):
         with pytest.raises(DataError, match="example"):
             capture(nn.Linear(3, 2), x)
@@ -426,6 +491,16 @@ class TestRefusals:
     def test_linear_over_a_sequence_is_refused_later(self):
         graph = of(lambda s, x: s.f(x), torch.zeros(1, 4, 5), f=nn.Linear(5, 2))
         assert graph.nodes[-1].op == "aten.linear.default"
+
+    @pytest.mark.parametrize("draw", [lambda x: torch.rand(1), lambda x: torch.randn(3, 1, 1)])
+    def test_random_numbers_are_no_constants(self, draw):
+        with pytest.raises(CaptureError, match="random numbers in eval mode"):
+            of(lambda s, x: x + draw(x))
+
+    def test_the_logs_of_torch_stay_away(self, capfd):
+        with pytest.raises(CaptureError):
+            of(lambda s, x: s.f(x), f=nn.Linear(7, 4))
+        assert capfd.readouterr() == ("", "")
 
 
 def test_the_model_is_not_touched():

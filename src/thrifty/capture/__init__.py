@@ -10,11 +10,12 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from typing import Any
 
 import torch
 from torch import fx, nn
 
-from thrifty.capture.reader import VIEWS, Reader, base_name
+from thrifty.capture.reader import Reader, base_name, module_of
 from thrifty.capture.rules import RULES
 from thrifty.capture.simplify import simplify, take_names
 from thrifty.errors import CaptureError, DataError
@@ -85,22 +86,26 @@ def _export(model: nn.Module, example: torch.Tensor) -> torch.export.ExportedPro
         with _quiet(), torch.no_grad():
             program = torch.export.export(model, (example,), strict=False)
             return program.run_decompositions({}) if _writes_shared(program.graph) else program
+    except CaptureError:
+        raise
     except Exception as err:
         raise CaptureError(f"torch.export cannot read the model: {_line(err)}{_place(err)}") from err
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's warnings and dumps off the terminal: what matters of them is in the exception."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """Keep torch's warnings, logs and dumps off the terminal: what matters of them is in the exception."""
+    handlers = list(logging.getLogger("torch").handlers)
+    levels = [handler.level for handler in handlers]
+    for handler in handlers:
+        handler.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for handler, level in zip(handlers, levels):
+            handler.setLevel(level)
 
 
 def _line(err: Exception) -> str:
@@ -116,18 +121,34 @@ def _place(err: Exception) -> str:
 
 
 def _writes_shared(graph: fx.Graph) -> bool:
-    """Whether an in-place operator writes to a tensor that others read: torch must make it functional."""
-    for node in graph.nodes:
-        if (
-            node.op == "call_function"
-            and base_name(node).endswith("_")
-            and not base_name(node).startswith("_")
-        ):
-            source = node.args[0]
-            while isinstance(source, fx.Node):
-                if len(source.users) > 1:
-                    return True
-                source = (
-                    source.args[0] if source.op == "call_function" and base_name(source) in VIEWS else None
-                )
-    return False
+    """Whether an operator writes to a tensor, or a part of one, that others read: torch must make it functional."""
+    return any(_shared(source) for node in graph.nodes for source in _written(node))
+
+
+def _written(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the arguments that an operator changes in place."""
+    for place, argument in enumerate(_arguments(node)):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
+            if isinstance(value, fx.Node):
+                yield value
+
+
+def _shared(source: fx.Node) -> bool:
+    """Whether a tensor, or one that it is a view of, is read more than once."""
+    while len(source.users) == 1:
+        aliases = any(a.alias_info is not None for a in _arguments(source)) or "dropout" in base_name(source)
+        if not aliases or not isinstance(source.args[0], fx.Node):
+            return False
+        if len(source.args[0].users) > 1 and "dropout" in base_name(source):
+            raise CaptureError(  # in eval mode they are one tensor; torch.export takes them for two
+                f"'{source.name}' (module '{module_of(source)}') is changed in place, and what the dropout reads is "
+                "read again; use inplace=False behind it"
+            )
+        source = source.args[0]
+    return True
+
+
+def _arguments(node: fx.Node) -> tuple[Any, ...]:
+    schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
+    return () if schema is None else tuple(schema.arguments)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.export.graph_signature import OutputKind
 
 from thrifty.arith import Format
 from thrifty.errors import CaptureError
@@ -70,6 +71,7 @@ class Reader:
         rounding: str,
     ) -> None:
         self.program = program
+        self.model = model
         self.rules = rules
         self.rounding = rounding
         self.leaves = {
@@ -90,10 +92,12 @@ class Reader:
             elif node.op == "call_function":
                 self.env[node] = self._call(node)
             elif node.op == "output":
+                values = fx.node.map_arg(node.args[0], lambda n: self.env[n])
+                kinds = [spec.kind for spec in self.program.graph_signature.output_specs]
                 outputs = [
                     self._output(v)
-                    for v in fx.node.map_arg(node.args[0], lambda n: self.env[n])
-                    if v is not None
+                    for v, kind in zip(values, kinds, strict=True)
+                    if v is not None and kind == OutputKind.USER_OUTPUT  # others: new values of buffers
                 ]
         return Graph(tuple(self.nodes.values()), tuple(outputs))
 
@@ -147,6 +151,11 @@ class Reader:
 
     def _constant(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Evaluate what depends on parameters only."""
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and not _idle_dropout(node):
+            raise CaptureError(
+                f"{target_name(node)} (module '{module_of(node)}') draws random numbers in eval mode; "
+                "draw them in training only"
+            )
         origins = [c for c in _leaves((args, kwargs)) if isinstance(c, Const)]
         with torch.no_grad():
             out = node.target(*_unwrap(args), **_unwrap(kwargs))  # type: ignore[operator]
@@ -173,7 +182,8 @@ class Reader:
         if isinstance(x, Const):
             with torch.no_grad():
                 value = node.target(x.value, scale.value, bits, signed, axis)  # type: ignore[operator]
-            return replace(x, value=value, format=fmt)
+            rounded = replace(x, value=value, format=fmt)
+            return rounded if self._is_stored(x) or self._is_stored(rounded) else replace(rounded, name="")
         producer = self.nodes[x.name]
         if producer.format not in (None, fmt):
             raise CaptureError(
@@ -217,11 +227,25 @@ class Reader:
             dtype=str(getattr(value, "dtype", torch.float32)).removeprefix("torch."),
             module=module,
             constants={**{k: to_numpy(c.value) for k, c in held.items()}, **(constants or {})},
-            params={k: c.name for k, c in held.items() if c.name},
+            params=self.stored(held),
             weight_format=held["weight"].format if "weight" in held else None,
         )
         self.nodes[made.name] = made
         return Ref(made.name, made.shape)
+
+    def stored(self, weights: Mapping[str, Const]) -> dict[str, str]:
+        """Return the names of those constants that are what the model stores (or that rounded), not computed."""
+        return {k: c.name for k, c in weights.items() if c.name and (c.format or self._is_stored(c))}
+
+    def _is_stored(self, const: Const) -> bool:
+        value = self.model
+        try:
+            with torch.no_grad():
+                for part in const.name.split("."):
+                    value = getattr(value, part)
+        except AttributeError:
+            return False
+        return isinstance(value, torch.Tensor) and torch.equal(value.detach(), const.value.to(value.dtype))
 
     def _name(self, op: str, module: str) -> str:
         path = re.sub(r"\W", "_", module, flags=re.ASCII)
@@ -272,6 +296,11 @@ def _origin(origins: Sequence[Const], out: torch.Tensor) -> str:
     """Return the name of the parameter that a computed constant stands for."""
     same = [c.name for c in origins if c.name and not c.turned and c.value.shape == out.shape]
     return same[0] if same else ""
+
+
+def _idle_dropout(node: fx.Node) -> bool:
+    """Whether it is a dropout that hands on what it gets."""
+    return "dropout" in base_name(node) and len(node.args) > 2 and node.args[2] is False
 
 
 def _leaves(tree: Any) -> list[Any]:

@@ -120,7 +120,7 @@ def _batch_norm(
         "batchnorm", [x], node, shape=x.shape, constants={"scale": _f32(scale), "shift": _f32(shift)}
     )
     names = {"weight": w, "bias": b, "running_mean": mean, "running_var": var}
-    params = {k: c.name for k, c in names.items() if c is not None and c.name}
+    params = r.stored({k: c for k, c in names.items() if c is not None})
     made = r.nodes[ref.name]
     r.nodes[ref.name] = replace(
         made, params=params, module=owner(params.get("running_mean", "")) or made.module
