@@ -98,9 +98,9 @@ def test_digits(tmp_path):
     ("weights", "quantize", "examples", "on_target"),
     [
         ("har_resnetv1_6_16", Quantize(bits=8), 1000, 100),
-        ("har_resnetv1_6_16", Quantize.microai(16), 300, 20),
+        ("har_resnetv1_6_16", Quantize.microai(16), 200, 20),
         ("spoken_resnetv1_6_16", Quantize.microai(8), 1000, 100),
-        ("spoken_ds_cnn", Quantize(bits=8, weight_bits=4), 200, 5),
+        ("spoken_ds_cnn", Quantize(bits=8, weight_bits=4), 80, 5),
         ("spoken_autoencoder", Quantize(bits=8), 1000, 20),
     ],
 )

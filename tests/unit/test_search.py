@@ -166,8 +166,15 @@ def test_the_memory_of_a_board_is_a_limit(fast, net, task):
     assert "flash" in str(result)
 
 
+def test_on_the_host_counted_numbers_decide(net, task):
+    result = optimize(net, task, Budget(max_drop=0.05), target="host", trials=4, train=False)
+    fitting = [t.cost.weight_bytes for t in result.trials if t.within(0.05)]
+    assert result.chosen.cost.weight_bytes == min(fitting) < result.trials[0].cost.weight_bytes
+    assert result.report.parity.clean
+
+
 def test_equal_seeds_give_equal_searches(fast, net, task):
-    runs = [optimize(net, task, Budget(max_drop=0.03), trials=9, level=2) for _ in range(2)]
+    runs = [optimize(net, task, Budget(max_drop=0.03), trials=7, level=2) for _ in range(2)]
     plain = [[replace(t, seconds=0.0) for t in r.trials] for r in runs]
     assert plain[0] == plain[1]
     assert bits_of(runs[0].model) == bits_of(runs[1].model)
@@ -262,10 +269,10 @@ def test_a_time_limit_ends_it(fast, net, task):
 
 def test_resumed_it_measures_nothing_twice(fast, net, task, tmp_path, monkeypatch):
     budget = Budget(max_drop=0.03)
-    whole = optimize(net, task, budget, trials=10)
-    optimize(net, task, budget, trials=10, state=tmp_path, progress=Stop(7))
+    whole = optimize(net, task, budget, trials=7)
+    optimize(net, task, budget, trials=7, state=tmp_path, progress=Stop(5))
     kept = stubs.lines_of(tmp_path)
-    result = optimize(net, task, budget, trials=10, state=tmp_path)
+    result = optimize(net, task, budget, trials=7, state=tmp_path)
     assert stubs.lines_of(tmp_path)[: len(kept)] == kept
     strip = [[replace(t, seconds=0.0) for t in r.trials] for r in (whole, result)]
     assert strip[0] == strip[1]
@@ -276,7 +283,7 @@ def test_resumed_it_measures_nothing_twice(fast, net, task, tmp_path, monkeypatc
 
     monkeypatch.setattr(stubs.thrifty.deploy, "measure", never)
     monkeypatch.setattr(Task, "fit", never)
-    again = optimize(net, task, budget, trials=10, state=tmp_path)
+    again = optimize(net, task, budget, trials=7, state=tmp_path)
     assert bits_of(again.model) == bits_of(result.model)
     assert any("read from the state" in note for note in again.report.notes)
 
@@ -304,7 +311,7 @@ KILLED = """
     def progress(done, total, text):
         print(done, flush=True)
     net = trained(kind=TinyNet, epochs=8)
-    optimize(net, small_task(), Budget(max_drop=0.03), trials=10, state={state!r}, progress=progress)
+    optimize(net, small_task(), Budget(max_drop=0.03), trials=7, state={state!r}, progress=progress)
     print("finished", flush=True)
 """
 
@@ -315,18 +322,18 @@ def test_killed_it_goes_on(fast, net, task, tmp_path):
     done = 0
     for line in child.stdout:
         done = int(line)
-        if done == 6:
+        if done == 4:
             time.sleep(0.05)
             os.kill(child.pid, signal.SIGKILL)
             break
     assert child.wait() == -signal.SIGKILL
     kept = [json.loads(line) for line in (tmp_path / "state" / "search.jsonl").read_text().splitlines()[1:]]
-    assert sum(e["kind"] == "trial" for e in kept) >= 6
+    assert sum(e["kind"] == "trial" for e in kept) >= 4
     calls = []
     plain = stubs.thrifty.deploy.measure
     stubs.thrifty.deploy.measure = lambda *a: calls.append(1) or plain(*a)
     try:
-        result = optimize(net, task, Budget(max_drop=0.03), trials=10, state=tmp_path / "state")
+        result = optimize(net, task, Budget(max_drop=0.03), trials=7, state=tmp_path / "state")
     finally:
         stubs.thrifty.deploy.measure = plain
     assert len(calls) == len(result.trials) - sum(e["kind"] == "trial" for e in kept)
@@ -391,6 +398,7 @@ BAD = [
     ("sampler", {"sampler": "optun"}, NoMatch, ["optuna"]),
     ("empty budget", {"budget": Budget()}, KnobError, ["max_drop"]),
     ("two options", {"trials": 0, "level": 3}, KnobError, ["trials is 0", "level is 3"]),
+    ("host", {"target": "host", "budget": Budget(flash_bytes=9)}, KnobError, ["flash_bytes cannot be limited"]),
     ("epochs", {"epochs": 0}, KnobError, ["epochs is 0"]),
     ("time limit", {"time_limit": -1.0}, KnobError, ["time_limit"]),
 ]  # fmt: skip

@@ -20,7 +20,7 @@ from thrifty.deploy.c.host import run_host
 from thrifty.deploy.lower import lower
 from thrifty.deploy.program import Program
 from thrifty.deploy.run import dequantize, quantize_input
-from thrifty.errors import MissingExtra, StoreError, ThriftyError, ToolError
+from thrifty.errors import MissingExtra, StoreError, ThriftyError
 from thrifty.graph import Graph
 from thrifty.recipe import Recipe
 from thrifty.search.recipes import recipe_of
@@ -61,7 +61,7 @@ class Bench:
                 activation_bytes=count(self.graph(recipe)).activation_bytes,
             )
             score = self.task.score_outputs(self.outputs(program, recipe, "validation"), "validation")
-        except (StoreError, MissingExtra, ToolError):
+        except (StoreError, MissingExtra):
             raise
         except ThriftyError as err:
             error = str(err)

@@ -127,6 +127,9 @@ class _Options:
         found = []
         if all(getattr(self.budget, f.name) is None for f in fields(Budget)):
             found.append("the budget is empty: give max_drop, or a limit such as flash_bytes")
+        unmeasured = [n for n in ("flash_bytes", "instructions") if getattr(self.budget, n) is not None]
+        if self.target.core == "host" and unmeasured:
+            found.append(f"{' and '.join(unmeasured)} cannot be limited for the host; choose a Cortex-M target")
         if self.trials < 1:
             found.append(f"trials is {self.trials}; it must be at least 1")
         if self.level not in (1, 2):

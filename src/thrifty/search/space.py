@@ -140,7 +140,7 @@ class Goal:
     """What is being minimised, apart from the score: it never depends on the tolerated drop.
 
     With limits in the budget: first how far they are exceeded, then the sum of use / limit.
-    Without: flash bytes, then instructions.
+    Without: flash bytes, then instructions (where nothing is measured, as on the host: weight bytes, then MACs).
     """
 
     budget: Budget
@@ -157,7 +157,9 @@ class Goal:
     def key(self, cost: Cost) -> tuple[float, float]:
         """Return what to sort by; smaller is better. An unknown number is the worst."""
         if not self.limits:
-            return _known(cost.flash_bytes), _known(cost.instructions)
+            flash = cost.weight_bytes if cost.flash_bytes is None else cost.flash_bytes
+            instructions = cost.macs if cost.instructions is None else cost.instructions
+            return _known(flash), _known(instructions)
         use = sum(_known(getattr(cost, n)) / getattr(self.budget, n) for n in self.limits)
         return self.excess(cost), use
 

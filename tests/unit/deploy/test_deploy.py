@@ -14,7 +14,6 @@ from thrifty.deploy.run import predict
 from thrifty.errors import DataError, KnobError, MissingExtra, NoMatch, StoreError, UnsupportedModel
 from thrifty.graph import Graph, Node
 
-
 INT8 = Format(8, True, (2.0**-5,))
 
 
