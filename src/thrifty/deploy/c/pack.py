@@ -277,7 +277,8 @@ def _depthwise_stride2(layer: Layer) -> Kernel:
                *_depthwise_numbers(layer, stream, columns, buffer_rows)]  # fmt: skip
     arrays = (("stream", "uint32_t", stream.reshape(-1)),)
     return Kernel("depthwise_stride2", ("depthwise_stride2.h",), "thrifty_depthwise_stride2", "thrifty_dw2_t",
-                  instances, arrays, tuple(members), scratch_bytes=128 + 16 * columns * buffer_rows, struct_bytes=48)  # fmt: skip
+                  instances, arrays, tuple(members), scratch_bytes=128 + 16 * columns * buffer_rows,
+                  struct_bytes=48)  # fmt: skip
 
 
 def _nibbles(weight: Array) -> Array:

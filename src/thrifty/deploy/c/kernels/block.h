@@ -8,8 +8,8 @@
  *   W4X  the same words; AND with 0xF0F0F0F0, then SXTB16: a factor of 2^4, for sums that 2^12 would overflow
  *
  * Registers of the pair kernel: r0 window, r1 stream (W4: the mask), r2 r3 weights, r4 widened weights, r5-r7 two taps
- * of three lanes, r8-r10 and r11-lr the sums of the two channels. All else lives on the stack. The first pass through the
- * four unrolled steps enters where (steps mod 4) are left. Instructions of a step are all four bytes long. */
+ * of three lanes, r8-r10 and r11-lr the sums of the two channels. All else lives on the stack. The first pass through
+ * the four unrolled steps enters where (steps mod 4) are left. Instructions of a step are all four bytes long. */
 #ifndef THRIFTY_BLOCK_H
 #define THRIFTY_BLOCK_H
 
