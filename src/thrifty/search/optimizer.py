@@ -38,7 +38,6 @@ from thrifty.search.state import State
 from thrifty.task import Task
 
 SAMPLERS = ("greedy", "optuna")
-PROVEN_ON_TARGET = 8  # real samples that the emulated target runs at the end
 Progress = Callable[[int, int, str], None]
 
 
