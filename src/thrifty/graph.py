@@ -131,38 +131,65 @@ class Graph:
         return tuple(points)
 
 
+# What to use instead of other operators: the first key that is part of the name counts.
 _NEAREST = {
-    "adaptive": "choose an output size that divides the map",
-    "view": "reshape only to a vector, x.flatten(1)",
+    "adaptive": "an output size that divides the map",
+    "matmul": "a linear layer or a convolution, whose weights are parameters",
+    "view": "reshaping to a vector only, x.flatten(1)",
+    "reshape": "reshaping to a vector only, x.flatten(1)",
+    "flatten": "reshaping to a vector only, x.flatten(1)",
     "squeeze": "x.flatten(1)",
-    "slice": "use a pool or a stride",
-    "linear": "flatten first, or use a 1x1 convolution",
+    "slice": "a pool or a stride",
+    "select": "a pool or a stride",
+    "chunk": "two layers that both read the whole",
+    "split": "two layers that both read the whole",
+    "getitem": "two layers that both read the whole",
+    "stack": "torch.cat along an axis that is there",
+    "copy": "torch.cat instead of writing into a part",
+    "fill": "torch.cat instead of writing into a part",
+    "linear": "flatten first, or a 1x1 convolution",
     "mul": "a constant factor per channel, or batch norm",
     "sub": "a constant per channel",
     "div": "a constant divisor",
+    "neg": "a constant factor per channel",
+    "log_softmax": "softmax, or raw outputs",
     "silu": "hardswish or relu",
     "gelu": "hardswish or relu",
-    "leaky_relu": "relu",
+    "elu": "relu or relu6",
+    "clamp": "relu or relu6",
     "sigmoid": "softmax, hardswish or relu",
     "tanh": "relu6",
-    "log_softmax": "softmax, or raw outputs",
     "conv_transpose": "conv",
-    "pad": "zero padding of the spatial axes",
+    "pad": "zero padding of the spatial axes, not negative",
     "max_pool": "a pool without dilation",
-    "batch_norm": "batch norm with running statistics",
+    "avg_pool": "a pool without divisor_override",
+    "_norm": "batch norm with running statistics",
     "mean": "the mean over the spatial axes",
+    "sum": "the mean over the spatial axes",
+    "lstm": "convolutions over time",
+    "gru": "convolutions over time",
+    "rnn": "convolutions over time",
     "add": "inputs of equal shape, or a constant per channel",
 }
 
 
 def refusals(graph: Graph) -> tuple[str, ...]:
     """Return one sentence for each node without a canonical operator: what, where, what to use."""
-    found = []
-    for node in graph:
-        if node.op not in OPERATORS:
-            short = node.op.split(".")[1] if node.op.count(".") else node.op
-            hint = next((h for key, h in _NEAREST.items() if key in short), "see thrifty.graph.OPERATORS")
-            found.append(
-                f"{short} ({node.op}) in module '{node.module}', node {node.name}; supported: {hint}"
-            )
-    return tuple(found)
+    return tuple(
+        f"{_short(node.op)} ({node.op}) in module '{node.module}', node {node.name}; supported: {nearest(node.op)}"
+        for node in graph
+        if node.op not in OPERATORS
+    )
+
+
+def nearest(op: str) -> str:
+    """Return what to use instead of an operator that is not canonical.
+
+    >>> nearest("aten.gelu.default")
+    'hardswish or relu'
+    """
+    return next((hint for key, hint in _NEAREST.items() if key in _short(op)), ", ".join(sorted(OPERATORS - {"input"})))
+
+
+def _short(op: str) -> str:
+    return op.split(".")[1] if "." in op else op

@@ -12,8 +12,8 @@ from thrifty.arith import Format
 from thrifty.deploy.ops import LOWERED_BY
 from thrifty.deploy.ops.builder import Builder, Value, where
 from thrifty.deploy.program import Program
-from thrifty.errors import KnobError, UnsupportedModel, close_to
-from thrifty.graph import FORMAT_KEEPING, Graph, Node
+from thrifty.errors import KnobError, UnsupportedModel
+from thrifty.graph import FORMAT_KEEPING, Graph, Node, nearest
 
 
 def lower(graph: Graph, name: str = "model") -> Program:
@@ -130,7 +130,7 @@ def _refuse_node(node: Node, graph: Graph, integers: bool) -> Iterator[str]:
     if node.op == "pad":
         yield "zero padding on its own; pad directly in front of a convolution, or use its own padding"
     elif node.op not in LOWERED_BY:
-        yield f"no such operator can be deployed; {close_to(node.op, LOWERED_BY)}"
+        yield f"no such operator can be deployed; supported: {nearest(node.op)}"
     else:
         operator = LOWERED_BY[node.op]
         odd = sorted(set(node.attrs) - operator.attrs)

@@ -345,6 +345,9 @@ REFUSED = {
     "broadcast": (Node("a", "add", ("x",), shape=(2, 3, 3)), "two inputs of equal shape"),
     "integers": (Node("r", "relu", ("x",), shape=(2, 3, 3), dtype="int32"), "float32 is supported"),
     "nothing": (Node("r", "relu", ("x",), shape=(0,)), "without elements"),
+    "other activation": (Node("g", "aten.gelu.default", ("x",), shape=(2, 3, 3)), "supported: hardswish or relu"),
+    "product of two": (Node("m", "aten.matmul.default", ("x", "x"), shape=(2, 3, 3)), "supported: a linear layer"),
+    "unheard of": (Node("e", "aten.erf.default", ("x",), shape=(2, 3, 3)), "supported: add, argmax, avgpool"),
 }  # fmt: skip
 
 
