@@ -29,6 +29,7 @@ from thrifty.errors import (
     ThriftyError,
     UnsupportedModel,
 )
+from thrifty.objectives import with_teacher
 from thrifty.report import Report
 from thrifty.search import optimize
 from thrifty.search.recipes import recipe_of, space_of
@@ -298,6 +299,16 @@ def test_a_different_search_does_not_resume(fast, net, task, tmp_path):
         optimize(net, small_task(seed=5), Budget(max_drop=0.05), trials=1, train=False, state=tmp_path)
     more = optimize(net, task, Budget(max_drop=0.05), trials=3, train=False, state=tmp_path)
     assert len(more.trials) == 3  # asking for more trials is going on
+
+
+def test_another_teacher_does_not_resume(fast, net, task, tmp_path):
+    teachers = [trained(epochs=epochs, kind=TinyNet) for epochs in (1, 2)]
+    ask = {"budget": Budget(max_drop=0.05), "trials": 1, "train": False, "state": tmp_path}
+    optimize(net, with_teacher(task, teachers[0]), **ask)
+    optimize(net, with_teacher(task, teachers[0]), **ask)
+    for other in (with_teacher(task, teachers[1]), with_teacher(task, teachers[0], temperature=2.0), task):
+        with pytest.raises(StoreError, match="objective: "):
+            optimize(net, other, **ask)
 
 
 KILLED = """

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 
 import torch
@@ -190,7 +190,7 @@ def _request(model: nn.Module, task: Task, options: _Options) -> dict[str, str]:
         "model": _digest([str(model), *model.state_dict().items()]),
         "data": _digest([(n, getattr(s, a)) for n in ("train", "validation") if (s := task.split(n)) for a in "xy"]),
         "metric": getattr(task.metric, "__qualname__", "default"),
-        "objective": type(task.objective).__name__,
+        "objective": _digest(_parts(task.objective)),
         "seed": str(task.seed),
         "budget": ", ".join(values),
         "target": options.target.name,
@@ -200,6 +200,22 @@ def _request(model: nn.Module, task: Task, options: _Options) -> dict[str, str]:
         "train": str(options.train),
         "keep": ", ".join(options.keep) or "nothing",
     }
+
+
+def _parts(value: object) -> list[object]:
+    """Return what tells two objectives apart: types, knobs, and the tensors of teachers."""
+    parts: list[object] = [type(value).__name__]
+    if isinstance(value, nn.Module):
+        parts += [str(value), *value.state_dict().items()]
+    elif is_dataclass(value):
+        parts += [part for f in fields(value) for part in (f.name, *_parts(getattr(value, f.name)))]
+    elif isinstance(value, Mapping):
+        parts += [part for pair in value.items() for item in pair for part in _parts(item)]
+    elif isinstance(value, (list, tuple)):
+        parts += [part for item in value for part in _parts(item)]
+    elif isinstance(value, (bool, int, float, str)):
+        parts.append(repr(value))
+    return parts
 
 
 def _digest(parts: Sequence[object]) -> str:
