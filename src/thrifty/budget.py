@@ -181,8 +181,11 @@ class Budget:
         known = [v for v in self.check(cost, score_drop) if v.over is not None]
         return sum((v.over or 0.0) / (v.allowed or 1.0) for v in known)
 
-    def verdict(self, cost: Cost, score_drop: float | None = None) -> str:
-        """Return the one line of truth: whether the limits are kept, and each number beside its limit."""
+    def verdict(self, cost: Cost, score_drop: float | None = None, split: str = "") -> str:
+        """Return the one line of truth: whether the limits are kept, and each number beside its limit.
+
+        split: where the score was taken, when that is worth saying.
+        """
         broken = {v.limit for v in self.check(cost, score_drop)}
         parts = [
             _beside(WORDS[name], getattr(cost, name), allowed, WORDS[name] in broken)
@@ -195,7 +198,7 @@ class Budget:
                 for name in ("flash_bytes", "ram_bytes", "instructions", "weight_bytes")
                 if getattr(cost, name) is not None
             ]
-        parts += _score_part(score_drop, self.max_drop, "score" in broken)
+        parts += _score_part(score_drop, self.max_drop, "score" in broken, split)
         head = "NOT within budget" if broken else "within budget" if self.limits else "no limit was set"
         return f"{head}: {', '.join(parts)}" if parts else head
 
@@ -266,8 +269,9 @@ def _beside(word: str, actual: float | None, allowed: float, broken: bool) -> st
     return f"{word} {next(honest, shown[-1])} of {limit}{gap}{unit}"
 
 
-def _score_part(drop: float | None, allowed: float | None, broken: bool) -> list[str]:
+def _score_part(drop: float | None, allowed: float | None, broken: bool, split: str) -> list[str]:
     if drop is None:
         return [] if allowed is None else [f"score drop not measured (limit {digits(allowed)})"]
-    change = f"score {0.0 if drop == 0 else -drop:+.{4 if abs(drop) < 0.001 else 3}f}"
+    where = f" on {split}" if split else ""
+    change = f"score {0.0 if drop == 0 else -drop:+.{4 if abs(drop) < 0.001 else 3}f}{where}"
     return [f"{change} (limit -{digits(allowed)})" if broken and allowed is not None else change]

@@ -308,8 +308,11 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
             return dict(load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as err:
-        line = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
-        raise StoreError(f"{path} cannot be read as weights: {line} (save model.state_dict(), not the model)") from err
+        if isinstance(err, pickle.UnpicklingError) and "Weights only load failed" in str(err):
+            why = "it holds more than tensors, and reading it would run its code"
+        else:
+            why = (str(err).strip() or type(err).__name__).splitlines()[0]
+        raise StoreError(f"{path} cannot be read as weights: {why}; save model.state_dict(), not the model") from err
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise StoreError(f"{path} is no state dict: a mapping of names to tensors")
@@ -353,8 +356,9 @@ def _set_modules(base: nn.Module, entries: Mapping[str, Any], problems: list[str
             old = None
         if "arguments" not in entry:
             if old is None or type(old).__name__ != entry["class"]:
-                found = "nothing" if old is None else f"a {type(old).__name__}"
-                problems.append(f"'{path}' was a {entry['class']}; the given model has {found}")
+                found = "nothing there" if old is None else f"class {type(old).__name__}"
+                where = f"'{path}'" if path else "the model itself"
+                problems.append(f"{where} was a {entry['class']}; the given one has {found}")
             continue
         if old is not None and _describe(path, old) == _plain(entry):
             continue

@@ -45,6 +45,13 @@ class Wide(nn.Module):
 
 model = nn.Linear(2, 2)
 number = 3
+
+def leave():
+    import sys
+    sys.exit(3)
+
+def needs(width):
+    return nn.Linear(width, 2)
 """
 
 
@@ -58,6 +65,8 @@ def place(tmp_path_factory) -> Path:
     np.savez(folder / "data.npz", x=x, y=y, classes=np.array(["a", "b", "c"]))
     save_file(saved_net().state_dict(), folder / "w.safetensors")
     (folder / "bad.py").write_text(BAD)
+    (folder / "syntax.py").write_text("def f(:\n")
+    torch.save(saved_net(), folder / "whole.pt")
     return folder
 
 
@@ -152,6 +161,47 @@ def test_check_lists_everything_at_once(inputs, capsys):
     assert "can be deployed" in capsys.readouterr().out
 
 
+def test_check_takes_its_target_anywhere_and_answers_in_json(inputs, capsys):
+    for words in ([], ["cortex-m4"], ["--target", "cortex-m4"], ["--seed", "1", "cortex-m4"]):
+        assert main(["check", NET, *words, "--json"]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert answer == {"model": NET, "target": "cortex-m4", "deployable": True, "refusals": []}
+    assert main(["check", "bad.py:Odd", "--data", "data.npz", "--json"]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert not answer["deployable"]
+    assert len(answer["refusals"]) == 2
+
+
+def test_what_compress_wrote_is_found_by_its_folder(inputs, tmp_path, capsys):
+    out = str(tmp_path / "small")
+    assert main(["compress", *inputs, "--step", "quantize", "bits=8", "--out", out]) == 0
+    assert main(["check", out, "--factory", NET, "--data", "data.npz"]) == 0
+    assert main(["check", NET, "--weights", out, "--data", "data.npz"]) == 0
+    capsys.readouterr()
+    assert main(["check", out, "--data", "data.npz"]) == 2
+    assert f"add --factory {NET}" in capsys.readouterr().err
+
+
+def test_a_module_of_the_current_folder_is_found(inputs, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", ".")])
+    assert main(["check", "bad:Wide", "--input-shape", "64"]) == 0
+
+
+def test_a_folder_with_the_name_of_a_data_set_is_told(inputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    assert main(["check", "zoo:lenet", "--data", "digits"]) == 2
+    assert "digits is what lies here under this name, not the data set" in capsys.readouterr().err
+
+
+def test_the_line_of_truth_names_the_test_split(inputs, tmp_path, capsys):
+    words = ["--target", "host", "--split", "test", "--samples", "8", "--out", str(tmp_path)]
+    assert main(["deploy", *inputs, *words]) == 0
+    shown = capsys.readouterr().out
+    assert "test split, used once: accuracy" in shown
+    assert " on test     report:" in shown.splitlines()[-1]
+
+
 def test_check_says_that_a_board_is_too_small(inputs, capsys):
     assert main(["check", "bad.py:Wide", "nucleo-l452re", "--input-shape", "64"]) == 1
     shown = capsys.readouterr().out
@@ -235,7 +285,26 @@ BAD_REQUESTS = {
     "train zoo:lenet --data digits --out weights.bin": "must end in .safetensors",
     "report none.json": "none.json cannot be read",
     "report bad.py": "no report of thrifty",
-    "lits": "invalid choice",
+    "lits": "'lits' is not known; close: list",
+    "list zoos": "close: zoo",
+    "deploy zoo:lenet --data digits --wieghts x": "unrecognized arguments: --wieghts x; close: --weights",
+    "deploy zoo:lenet --data digits --flash -5KiB": "'-5KiB' is not a size",
+    "optimize zoo:lenet --data digits --max-drop -1%": "'-1%' is not a score drop",
+    "check zoo:lenet cortex-m4 host": "unrecognized arguments: host",
+    "check zoo:lenet cortex-m4 --target host": "two targets",
+    "check bad.py:leave --input-shape 1": "bad.py:leave failed in bad.py line 26: SystemExit: 3",
+    "check bad.py:needs --input-shape 1": "bad.py:needs failed: TypeError: needs() missing 1",
+    "check no_such_package:Net": "no_such_package failed: ModuleNotFoundError",
+    "check bad.py:Wide --model-args classes=x": "bad.py:Wide (classes='x') failed: TypeError",
+    "check syntax.py:Net": "syntax.py failed: SyntaxError",
+    "compress zoo:lenet --data digits --step lossless --out data.npz": "data.npz is a file; choose another folder",
+    "deploy zoo:lenet --data digits --out data.npz/x": "data.npz is a file; choose another folder",
+    "optimize zoo:lenet --data digits --max-drop 1% --out data.npz": "data.npz is a file; choose another folder",
+    "train zoo:lenet --data digits --out data.npz/w.safetensors": "data.npz is a file; choose another folder",
+    "profile zoo:lenet --out data.npz": "data.npz is a file; choose another folder",
+    "profile zoo:lenet --target cortex-m44": "close: cortex-m4",
+    "profile bad.py:Wide --input-shape 64 --weights whole.pt": "holds more than tensors, and reading it would run its",
+    "report data.npz": "data.npz is no report of thrifty: it is not text",
 }  # fmt: skip
 
 

@@ -34,7 +34,9 @@ def read_task(args: argparse.Namespace) -> Task:
     """
     options = dict(args.data_args)
     path = Path(args.data)
-    if args.data in DATASETS and not path.exists():
+    if args.data in DATASETS and path.exists():
+        remark(f"--data {args.data} is what lies here under this name, not the data set")
+    elif args.data in DATASETS:
         return load_task(args.data, seed=args.seed, limit=args.limit, **options)
     if not path.exists():
         raise NoMatch(f"--data {args.data} is no file, no folder and no data set; {close_to(args.data, DATASETS)}")
@@ -52,7 +54,7 @@ def read_model(args: argparse.Namespace, task: Task | None) -> tuple[nn.Module, 
     task: fills in the input shape and the classes of an architecture of the zoo.
     """
     name, arguments = args.model, dict(args.model_args)
-    folder = Path(name)
+    folder = _saved(name)
     if folder.is_dir():
         if not is_saved(folder):
             raise NoMatch(f"{folder} is no model saved by thrifty: it has no manifest.json and weights.safetensors")
@@ -64,7 +66,7 @@ def read_model(args: argparse.Namespace, task: Task | None) -> tuple[nn.Module, 
             remark("no --weights: the model is used as its factory makes it")
         return _made(make, source).eval(), source
     if Path(args.weights).is_dir():
-        return load(args.weights, lambda: _made(make, source)), source
+        return load(_saved(args.weights), lambda: _made(make, source)), source
     return load_weights(_made(make, source), args.weights), source
 
 
@@ -114,6 +116,12 @@ def model_factory(name: str, arguments: Mapping[str, Any], task: Task | None) ->
     return lambda: found(**options), _source(name, options)
 
 
+def _saved(name: str) -> Path:
+    """Return the folder of a saved model: `name`, or the folder `model` in it, as compress and optimize write it."""
+    folder = Path(name)
+    return folder / "model" if not is_saved(folder) and is_saved(folder / "model") else folder
+
+
 def _original(
     args: argparse.Namespace, folder: Path, arguments: dict[str, Any], task: Task | None
 ) -> tuple[Callable[[], nn.Module], str]:
@@ -128,16 +136,18 @@ def _original(
     elif words and words[0].startswith("zoo:"):
         make, source = model_factory(words[0], {**saved, **arguments}, task)
     else:
-        known = f" (it was saved from {words[0]})" if words else ""
-        raise KnobError(f"{folder} needs its original class{known}: add --factory file.py:Name")
+        name = words[0] if words else "file.py:Name"
+        raise KnobError(f"{folder} holds no code; say where its original class is: add --factory {name}")
     return lambda: _made(make, source), source
 
 
 def _made(make: Callable[[], nn.Module], source: str) -> nn.Module:
-    with _user_code(source):
+    name, *options = shlex.split(source)
+    what = f"{name} ({', '.join(options)})" if options else name
+    with _user_code(what):
         model = make()
     if not isinstance(model, nn.Module):
-        raise KnobError(f"{source} made a {type(model).__name__}, not a torch.nn.Module")
+        raise KnobError(f"{what} made a {type(model).__name__}, not a torch.nn.Module")
     return model
 
 
@@ -161,18 +171,25 @@ def _import_file(path: Path) -> ModuleType:
         raise NoMatch(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        with _user_code(str(path)):
-            spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.resolve().parent))
+    with _import_path(path.resolve().parent), _user_code(str(path)):
+        spec.loader.exec_module(module)
     return module
 
 
 def _import_module(name: str) -> ModuleType:
-    with _user_code(name):
+    with _import_path(Path.cwd()), _user_code(name):
         return importlib.import_module(name)
+
+
+@contextmanager
+def _import_path(folder: Path) -> Iterator[None]:
+    """Let the user's code import what lies beside it."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))
 
 
 @contextmanager
@@ -182,7 +199,11 @@ def _user_code(what: str) -> Iterator[None]:
         yield
     except (ThriftyError, KeyboardInterrupt):
         raise
-    except Exception as err:
-        last = traceback.extract_tb(err.__traceback__)[-1]
-        place = f"{Path(last.filename).name} line {last.lineno}"
-        raise DataError(f"{what} failed in {place}: {type(err).__name__}: {err}") from err
+    except (Exception, SystemExit) as err:
+        frames = [f for f in traceback.extract_tb(err.__traceback__) if _is_users(f.filename)]
+        place = f" in {Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""
+        raise DataError(f"{what} failed{place}: {type(err).__name__}: {err}") from err
+
+
+def _is_users(file: str) -> bool:
+    return file not in (__file__, importlib.__file__) and not file.startswith("<frozen")

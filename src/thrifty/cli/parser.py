@@ -12,18 +12,37 @@ from typing import Any, NoReturn
 
 from thrifty import __version__
 from thrifty.budget import Budget, parse_bytes, parse_count, parse_drop
-from thrifty.errors import ThriftyError
+from thrifty.errors import ThriftyError, close_to
 
 MODEL = "file.py:Name, package.module:Name (a class or a function), zoo:NAME, or a folder saved by thrifty"
+TARGET = "a core or a board of 'thrifty list targets'"
 DATA = "an .npz file, a folder of images (CLASS/*.png), or a data set of 'thrifty list data'"
 KINDS = ("techniques", "targets", "data", "zoo")
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the whole usage."""
+    """Says what is wrong in one line, without the whole usage, and what is near."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = re.compile(r"-\.?\d.*")  # so that "-1%" is a bad value, not a flag
 
     def error(self, message: str) -> NoReturn:
+        if (choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)) is not None:
+            near = close_to(choice[1], re.findall(r"[\w-]+", choice[2]))
+            message = f"{message[: choice.start()]}'{choice[1]}' is not known; {near}"
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and refuse what is left over here, where the flags are known."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest and getattr(found, "target", "") is None and self.prog.endswith(" check") and rest[0][:1] != "-":
+            found.target = rest.pop(0)  # TARGET behind the flags: until Python 3.12 it is left over
+        if rest:
+            flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+            near = [close_to(word, flags) for word in rest[:1] if word.startswith("--")]
+            self.error("; ".join([f"unrecognized arguments: {' '.join(rest)}", *(n for n in near if "close" in n)]))
+        return found, rest
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -169,10 +188,14 @@ def _deploy(verbs: Any) -> None:
 
 
 def _check(verbs: Any) -> None:
-    parser = _verb(verbs, "check", "say whether a model can be deployed on a target, and list all that cannot")
+    parser = _verb(
+        verbs, "check", "say whether a model can be deployed on a target, and list all that cannot",
+        "Exit code: 0 = it can, 1 = it cannot.",
+    )  # fmt: skip
     _inputs(parser, data_needed=False)
-    parser.add_argument("target", help="a core or a board of 'thrifty list targets'")
-    _common(parser)
+    parser.add_argument("target", nargs="?", metavar="TARGET", help=f"{TARGET} (cortex-m4)")
+    parser.add_argument("--target", dest="target_flag", metavar="TARGET", help="the same")
+    _common(parser, "the answer")
 
 
 def _profile(verbs: Any) -> None:
@@ -259,8 +282,8 @@ def _budget(parser: argparse.ArgumentParser) -> None:
 
 
 def _target(parser: argparse.ArgumentParser, default: str | None = "cortex-m4") -> None:
-    text = "a core or a board of 'thrifty list targets'" + (f" ({default})" if default else "")
-    parser.add_argument("--target", default=default, help=text)
+    text = TARGET + (f" ({default})" if default else "")
+    parser.add_argument("--target", default=default, metavar="TARGET", help=text)
 
 
 def _out(parser: argparse.ArgumentParser, default: str | None) -> None:
@@ -268,9 +291,9 @@ def _out(parser: argparse.ArgumentParser, default: str | None) -> None:
     parser.add_argument("--out", default=default, metavar="FOLDER", help=text)
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
+def _common(parser: argparse.ArgumentParser, what: str = "the report") -> None:
     parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON and nothing else")
+    parser.add_argument("--json", action="store_true", help=f"print {what} as JSON and nothing else")
 
 
 def known(values: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from thrifty.report import Report, Table
-from thrifty.report.text import steps_table
+from thrifty.report.text import score_text, steps_table
 
 Progress = Callable[[int, int, str], None]
 
@@ -51,6 +51,9 @@ def finish(report: Report, as_json: bool, where: str = "") -> int:
         say(table_text(steps_table(report)))
     for note in report.notes:
         say(f"note: {note}")
+    if report.test_scores is not None:
+        before, after = report.test_scores
+        say(f"test split, used once: {report.metric} {score_text(before)} as given, {score_text(after)} at the end")
     if report.parity is not None:
         say(f"parity: {report.parity}")
     say(f"{report.verdict}     {where}" if where else report.verdict)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import shlex
 import statistics
 import time
@@ -52,6 +54,7 @@ def run_optimize(args: argparse.Namespace) -> int:
     """Search, deploy, write everything into the folder; exit code 130 after Ctrl-C."""
     out, budget = Path(args.out), _budget(args)
     state = out / "search"
+    refuse_out(out)
     if state.exists() and not args.resume:
         raise StoreError(f"{state} holds an earlier search; add --resume to go on with it, or choose another --out")
     task = read_task(args)
@@ -76,6 +79,7 @@ def run_optimize(args: argparse.Namespace) -> int:
 def run_compress(args: argparse.Namespace) -> int:
     """Apply a recipe, save the model, and measure it when a limit or a target asks for it."""
     recipe, budget = _recipe(args), _budget(args)
+    refuse_out(args.out)
     task = read_task(args)
     model, source = read_model(args, task)
     refuse_shapes(model, task.example)
@@ -103,6 +107,7 @@ def run_deploy(args: argparse.Namespace) -> int:
     for name, value in (("--samples", args.samples), ("--vectors", args.vectors)):
         if value < 1:
             raise KnobError(f"{name} is {value}; it must be at least 1")
+    refuse_out(out)
     deployment.refuse_missing_tools(find_target(args.target))
     task = read_task(args)
     model, source = read_model(args, task)
@@ -129,7 +134,9 @@ def run_deploy(args: argparse.Namespace) -> int:
 
 def run_check(args: argparse.Namespace) -> int:
     """List everything that cannot be deployed, and say whether the target is large enough."""
-    target = find_target(args.target)
+    if args.target and args.target_flag and args.target != args.target_flag:
+        raise KnobError(f"two targets: {args.target} and --target {args.target_flag}; give one")
+    target = find_target(args.target or args.target_flag or "cortex-m4")
     task = read_task(args) if args.data else None
     model, source = read_model(args, task)
     example = read_example(args, model, task)
@@ -140,6 +147,10 @@ def run_check(args: argparse.Namespace) -> int:
         found += integer_refusals(graph, 8)
     if not found:
         found += _too_small(lower(graph), target.flash_bytes, target.ram_bytes)
+    if args.json:
+        answer = {"model": source, "target": target.name, "deployable": not found, "refusals": found}
+        say(json.dumps(answer, indent=1, ensure_ascii=False))
+        return 1 if found else 0
     for refusal in found:
         say(f"- {refusal}")
     if found:
@@ -151,6 +162,10 @@ def run_check(args: argparse.Namespace) -> int:
 
 def run_profile(args: argparse.Namespace) -> int:
     """Count what each layer takes; measure it when a target is given."""
+    if args.out:
+        refuse_out(args.out)
+    if args.target:
+        find_target(args.target)
     task = read_task(args) if args.data else None
     model, source = read_model(args, task)
     example = read_example(args, model, task)
@@ -178,6 +193,9 @@ def run_train(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.suffix != ".safetensors":
         raise KnobError(f"--out {out} must end in .safetensors")
+    if out.is_dir():
+        raise StoreError(f"--out {out} is a folder; name a file")
+    refuse_out(out.parent)
     task = read_task(args)
     model, source = read_model(args, task)
     refuse_shapes(model, task.example)
@@ -207,8 +225,10 @@ def run_report(args: argparse.Namespace) -> int:
     path = path / "report.json" if path.is_dir() else path
     try:
         read = Report.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as err:
-        raise DataError(f"the report {path} cannot be read: {getattr(err, 'strerror', None) or err}") from err
+    except OSError as err:
+        raise DataError(f"the report {path} cannot be read: {err.strerror or err}") from err
+    except UnicodeDecodeError as err:
+        raise DataError(f"{path} is no report of thrifty: it is not text") from err
     if args.html:
         write_text(args.html, read.to_html())
     if args.markdown:
@@ -226,6 +246,17 @@ def run_list(args: argparse.Namespace) -> int:
 
 
 # --- parts -----------------------------------------------------------------------------------------------------
+
+
+def refuse_out(out: str | Path) -> None:
+    """Raise StoreError, before any work is done, when nothing can be written into this folder."""
+    place = Path(out).absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise StoreError(f"--out {out}: {place} is a file; choose another folder")
+    if not os.access(place, os.W_OK | os.X_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
+        raise StoreError(f"--out {out}: the folder {place} cannot be written")
 
 
 def _budget(args: argparse.Namespace) -> Budget:

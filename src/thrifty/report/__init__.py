@@ -238,7 +238,7 @@ class Report:
     @property
     def verdict(self) -> str:
         """The one line of truth."""
-        line = self.budget.verdict(self.cost, self.score_drop)
+        line = self.budget.verdict(self.cost, self.score_drop, "test" if self.test_scores else "")
         if self.parity is not None and not self.parity.clean:
             line = f"NOT equal on all engines: {self.parity}; {line}"
         return f"{line} (interrupted)" if self.interrupted else line
