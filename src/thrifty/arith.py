@@ -43,8 +43,11 @@ class Format:
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 16:
             raise KnobError(f"Format.bits is {self.bits}; it must be 2..16")
-        if not self.scale or not all(math.isfinite(s) and s > 0 for s in self.scale):
-            raise KnobError(f"Format.scale must be positive and finite, not {self.scale[:4]}")
+        if not self.scale or not all(2.0**-126 <= s <= 2.0**126 for s in self.scale):  # 1 / s is float32 too
+            raise KnobError(
+                f"a scale must lie in 2^-126..2^126, unlike {self.scale[:4]}; multiply the data or the weights by a "
+                "constant, so that values are near one"
+            )
 
     @property
     def low(self) -> int:
