@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.errors import DataError, KnobError, NoMatch, close_to
-from thrifty.splits import Split, as_split, draw, first, number_labels, read_images, read_loader, stratified
+from thrifty.splits import Split, as_split, draw, first, matched, number_labels, read_images, read_loader, stratified
 from thrifty.training import Fit, Objective, PlainLoss, Training, progress_bar
 
 Array = npt.NDArray[Any]
@@ -30,14 +30,20 @@ SCORE_BATCH = 256
 def accuracy(outputs: Array, labels: Array) -> float:
     """Return the share of rows whose largest output is at the label.
 
-    outputs: (n, classes, ...); labels: (n, ...). NaN when an output is NaN.
+    outputs: (n, classes, ...), or the classes themselves, (n, ...), of a model that ends in argmax; labels:
+    (n, ...). NaN when an output is NaN. Raises DataError for outputs that do not fit the labels.
 
     >>> accuracy(np.array([[0.1, 0.9], [0.8, 0.2]]), np.array([1, 1]))
     0.5
     """
     if np.isnan(outputs).any():
         return math.nan
-    return float((outputs.argmax(axis=1) == labels).mean())
+    if outputs.shape == labels.shape:
+        return float((outputs == labels).mean())
+    scores = matched(outputs, labels, labels=True)
+    if scores.shape[1] <= labels.max(initial=0):
+        raise DataError(f"the model gives {scores.shape[1]} scores, but there are labels up to {labels.max()}")
+    return float((scores.argmax(axis=1) == labels).mean())
 
 
 def negative_error(outputs: Array, targets: Array) -> float:
@@ -46,7 +52,7 @@ def negative_error(outputs: Array, targets: Array) -> float:
     >>> negative_error(np.array([1.0, 2.0]), np.array([1.0, 4.0]))
     -2.0
     """
-    return -float(np.mean((outputs.astype(np.float64) - targets) ** 2))
+    return -float(np.mean((matched(outputs, targets, labels=False).astype(np.float64) - targets) ** 2))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thrifty.errors import DataError, KnobError, close_to
+from thrifty.splits import matched
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "multistep", "onecycle", "constant")
@@ -47,7 +48,9 @@ class PlainLoss:
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return the mean loss of a batch (see Objective)."""
-        out = model(x)
+        out = matched(model(x), y, labels=not y.is_floating_point())
+        if self.classes and out.shape[1] < self.classes:
+            raise DataError(f"the model gives {out.shape[1]} scores for {self.classes} classes; give it one per class")
         return F.cross_entropy(out, y) if self.classes else F.mse_loss(out, y)
 
 

@@ -75,9 +75,7 @@ def test_splits_do_not_overlap_and_cover_everything():
     rows = [set(s.x[:, 0].int().tolist()) for s in (task.train, task.validation, task.test)]
     assert [len(r) for r in rows] == [140, 20, 40]
     assert set.union(*rows) == set(range(200))
-    assert all(
-        np.bincount(s.y).tolist() == [len(s) // 4] * 4 for s in (task.train, task.validation, task.test)
-    )
+    assert all(np.bincount(s.y).tolist() == [len(s) // 4] * 4 for s in (task.train, task.validation, task.test))
 
 
 def test_equal_seeds_carve_equally_and_others_differently():
@@ -318,3 +316,55 @@ def test_metrics_by_hand():
     assert accuracy(np.array([[1.0, 2.0], [3.0, 0.0]]), np.array([1, 0])) == 1.0
     assert math.isnan(accuracy(np.array([[math.nan, 2.0]]), np.array([1])))
     assert negative_error(np.array([[0.0, 3.0]]), np.array([[0.0, 0.0]])) == -4.5
+
+
+class TestOutputsThatDoNotFit:
+    """Outputs and targets are compared row by row, or refused; never broadcast."""
+
+    @staticmethod
+    def classifier(*more: nn.Module) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(12, 4), *more)
+
+    @staticmethod
+    def rows() -> np.ndarray:
+        return np.random.default_rng(0).normal(size=(40, 3, 4)).astype(np.float32)
+
+    def test_a_map_of_one_pixel_scores_and_trains_like_a_vector(self):
+        task = Task.from_arrays(self.rows(), np.arange(40) % 4)
+        plain, mapped = self.classifier(), self.classifier(nn.Unflatten(1, (4, 1, 1)))
+        assert task.score(mapped) == task.score(plain)
+        task.fit(plain, 1, 0.1), task.fit(mapped, 1, 0.1)
+        assert torch.equal(plain[1].weight, mapped[1].weight)
+
+    def test_a_column_of_predictions_scores_and_trains_like_a_vector(self):
+        task = Task.from_arrays(self.rows(), self.rows().sum((1, 2)))
+        torch.manual_seed(0)
+        column = nn.Sequential(nn.Flatten(), nn.Linear(12, 1))
+        vector = nn.Sequential(nn.Flatten(), nn.Linear(12, 1), nn.Flatten(0))
+        vector.load_state_dict(column.state_dict())
+        assert task.score(column) == task.score(vector)
+        task.fit(column, 1, 0.1), task.fit(vector, 1, 0.1)
+        assert torch.equal(column[1].weight, vector[1].weight)
+
+    def test_classes_may_be_given_instead_of_scores(self):
+        task = Task.from_arrays(self.rows(), np.arange(40) % 4)
+
+        class Decided(nn.Module):
+            def forward(self, x):
+                return model(x).argmax(1)
+
+        model = self.classifier()
+        assert task.score(Decided()) == task.score(model)
+
+    @pytest.mark.parametrize(
+        "more",
+        [(nn.Linear(4, 2),), (nn.Unflatten(1, (2, 2)),), (nn.Linear(4, 1),)],
+        ids=["too few classes", "a map", "one score"],
+    )
+    def test_other_shapes_are_refused_in_scoring_and_in_training(self, more):
+        task = Task.from_arrays(self.rows(), np.arange(40) % 4)
+        with pytest.raises(DataError, match="the model gives"):
+            task.score(self.classifier(*more))
+        with pytest.raises(DataError, match="the model gives"):
+            task.fit(self.classifier(*more), 1, 0.1)
