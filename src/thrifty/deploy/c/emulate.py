@@ -116,6 +116,9 @@ class _Core:
 
     def counter(self) -> Counter:
         """Count from now on."""
+        if missing := [name for name in self.layers if name not in self.functions]:
+            compiler = self.image.compiler
+            raise ToolError(f"{compiler} removed {', '.join(missing)} from the image: its code is not the program's")
         return counter(self.uc, self._flash(), [self.functions[name] for name in self.layers])
 
     def cycles(self, counts: Counter, runs: int) -> int | None:

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from c_programs import KINDS, batch, network, same_bits
+from c_programs import KINDS, Sketch, batch, network, same_bits
 from elftools.elf.elffile import ELFFile
 
 from thrifty.deploy.c import counting
+from thrifty.deploy.c.build import build
+from thrifty.deploy.c.emit import emit
 from thrifty.deploy.c.emulate import emulate
 from thrifty.deploy.run import run
 from thrifty.errors import DataError, MissingExtra, ToolError
@@ -99,3 +101,17 @@ def test_without_unicorn_the_extra_is_named(built, monkeypatch):
     monkeypatch.setitem(sys.modules, "unicorn", None)
     with pytest.raises(MissingExtra, match=r"thrifty\[deploy\]"):
         emulate(built("int8"), batch(network("int8"), 1))
+
+
+@pytest.mark.parametrize("channels", [4, 8])
+def test_gcc_removes_no_pooling_in_place(channels, tmp_path):
+    """gcc 12 -O3 took the unclipped pooling for a function without effects, and dropped its call."""
+    s = Sketch("int8", np.random.default_rng(3))
+    s.buffer("image", (1, 128, channels), "uint8")
+    pool = {"kernel": (1, 2), "stride": (1, 2), "pad": (0, 0, 0, 0)}
+    x = s.call("maxpool", "first", ("image",), (1, 64, channels), "uint8", pool)
+    y = s.call("clamp", "cut", (x,), (1, 64, channels), "uint8", {"low": 3})
+    program = s.program("net", s.call("maxpool", "second", (y,), (1, 32, channels), "uint8", pool))
+    x = batch(program, 4)
+    image = build(emit(program, tmp_path / "c"), "cortex-m4", compiler="gcc")
+    assert same_bits(emulate(image, x).outputs, run(program, x))
