@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,32 +42,6 @@ def as_split(x: Any, y: Any) -> Split:
     y = torch.as_tensor(y).detach().cpu()
     scaled = x.float() / 255 if x.dtype == torch.uint8 else x.float()
     return Split(scaled.contiguous(), (y.float() if y.is_floating_point() else y.long()).contiguous())
-
-
-def matched(outputs: Any, targets: Any, labels: bool) -> Any:
-    """Return the outputs of a model in the shape that goes with the targets: never broadcast one to the other.
-
-    outputs, targets: arrays, or tensors. labels: (n, ...) class numbers, with outputs (n, classes, ...), behind
-    which axes of one are dropped; other targets take outputs of as many values per row.
-    Raises DataError for outputs that do not fit.
-
-    >>> matched(np.zeros((5, 10, 1, 1)), np.zeros(5), labels=True).shape
-    (5, 10)
-    >>> matched(np.zeros((5, 1)), np.zeros(5), labels=False).shape
-    (5,)
-    """
-    if not hasattr(outputs, "shape"):
-        raise DataError(f"the model returns {type(outputs).__name__}; its forward must return one tensor of scores")
-    shape, wanted = tuple(outputs.shape), tuple(targets.shape)
-    if labels and len(shape) > 1 and shape[:1] == wanted[:1]:
-        if shape[2:] == wanted[1:]:
-            return outputs
-        if len(wanted) == 1 and math.prod(shape[2:]) == 1:
-            return outputs.reshape(shape[:2])
-    if not labels and shape[:1] == wanted[:1] and math.prod(shape) == math.prod(wanted):
-        return outputs.reshape(wanted)
-    expected = f"(n, classes{''.join(f', {n}' for n in wanted[1:])})" if labels else str(wanted)
-    raise DataError(f"the model gives outputs of shape {shape} for targets of shape {wanted}; it must give {expected}")
 
 
 def number_labels(labels: Any, names: Sequence[str]) -> Any:

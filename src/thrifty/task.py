@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.errors import DataError, KnobError, NoMatch, close_to
-from thrifty.splits import Split, as_split, draw, first, matched, number_labels, read_images, read_loader, stratified
-from thrifty.training import Fit, Objective, PlainLoss, Training, progress_bar
+from thrifty.splits import Split, as_split, draw, first, number_labels, read_images, read_loader, stratified
+from thrifty.training import Fit, Objective, PlainLoss, Training, matched, progress_bar
 
 Array = npt.NDArray[Any]
 Metric = Callable[[Array, Array], float]

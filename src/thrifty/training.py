@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thrifty.errors import DataError, KnobError, close_to
-from thrifty.splits import matched
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "multistep", "onecycle", "constant")
@@ -52,6 +51,32 @@ class PlainLoss:
         if self.classes and out.shape[1] < self.classes:
             raise DataError(f"the model gives {out.shape[1]} scores for {self.classes} classes; give it one per class")
         return F.cross_entropy(out, y) if self.classes else F.mse_loss(out, y)
+
+
+def matched(outputs: Any, targets: Any, labels: bool) -> Any:
+    """Return the outputs of a model in the shape that goes with the targets: never broadcast one to the other.
+
+    outputs, targets: arrays, or tensors. labels: (n, ...) class numbers, with outputs (n, classes, ...), behind
+    which axes of one are dropped; other targets take outputs of as many values per row.
+    Raises DataError for outputs that do not fit.
+
+    >>> matched(torch.zeros((5, 10, 1, 1)), torch.zeros(5), labels=True).shape
+    torch.Size([5, 10])
+    >>> matched(torch.zeros((5, 1)), torch.zeros(5), labels=False).shape
+    torch.Size([5])
+    """
+    if not hasattr(outputs, "shape"):
+        raise DataError(f"the model returns {type(outputs).__name__}; its forward must return one tensor of scores")
+    shape, wanted = tuple(outputs.shape), tuple(targets.shape)
+    if labels and len(shape) > 1 and shape[:1] == wanted[:1]:
+        if shape[2:] == wanted[1:]:
+            return outputs
+        if len(wanted) == 1 and math.prod(shape[2:]) == 1:
+            return outputs.reshape(shape[:2])
+    if not labels and shape[:1] == wanted[:1] and math.prod(shape) == math.prod(wanted):
+        return outputs.reshape(wanted)
+    expected = f"(n, classes{''.join(f', {n}' for n in wanted[1:])})" if labels else str(wanted)
+    raise DataError(f"the model gives outputs of shape {shape} for targets of shape {wanted}; it must give {expected}")
 
 
 @dataclass(frozen=True)
