@@ -167,7 +167,8 @@ def quantize(real: npt.ArrayLike, fmt: Format, axis: int | None = None) -> Array
     """
     x = np.asarray(real, dtype=np.float32)
     inv = _along(reciprocal(fmt.scale), x.ndim, axis)
-    q = np.floor((x * inv).astype(np.float32) + np.float32(0.5))
+    with np.errstate(over="ignore"):  # what becomes infinite is clamped
+        q = np.floor((x * inv).astype(np.float32) + np.float32(0.5))
     return cast(Array, np.clip(q, fmt.low, fmt.high).astype(np.int32))
 
 

@@ -57,9 +57,9 @@ def quantize_input(program: Program, x_real: npt.ArrayLike) -> Array:
     """Return reals in PyTorch's layout as what the input buffer holds, (n, H, W, C).
 
     x_real: (n, C, H, W), (n, C, L) or (n, F). Rounding as arith.quantize; float32 programs change
-    layout only.     Raises DataError on another shape, or NaN.
+    layout only. Raises DataError on another shape, NaN, or what is no array of numbers.
     """
-    x = np.asarray(x_real, dtype=np.float32)
+    x = _reals(x_real)
     buffer = program.buffers[program.input]
     h, w, c = buffer.shape
     shapes = {4: (c, h, w), 3: (c, w), 2: (c,)}
@@ -85,7 +85,7 @@ def dequantize(program: Program, name: str, values: Array) -> Array:
     fmt = _format(buffer)
     real = values if fmt is None else arith.dequantize(values, fmt)
     if buffer.shape[:2] == (1, 1):
-        return real.reshape(len(real), -1)
+        return real.reshape(len(real), buffer.shape[2])
     return np.ascontiguousarray(np.moveaxis(real, -1, 1))
 
 
@@ -134,10 +134,22 @@ def _last_readers(program: Program) -> dict[str, int]:
     return last
 
 
+def _reals(x: npt.ArrayLike) -> Array:
+    """Return float32; reals that are too large become infinite."""
+    try:
+        with np.errstate(over="ignore"):
+            return np.asarray(x, dtype=np.float32)
+    except (TypeError, ValueError) as err:
+        raise DataError(f"the input is no array of numbers: {err}") from err
+
+
 def _fitting(x: Array, buffer: Buffer) -> Array:
     if x.ndim != 4 or x.shape[1:] != buffer.shape:
         raise DataError(f"the input has shape {x.shape}; buffer '{buffer.name}' takes (n, *{buffer.shape})")
-    held = x.astype(buffer.dtype)
+    if x.dtype.kind not in "biuf":
+        raise DataError(f"the input is {x.dtype}; buffer '{buffer.name}' takes {buffer.dtype}")
+    with np.errstate(invalid="ignore", over="ignore"):
+        held = x.astype(buffer.dtype)
     if buffer.dtype != "float32" and not np.array_equal(held, x):
         raise DataError(f"the input has values outside {buffer.dtype}; quantize_input makes them from reals")
     return held

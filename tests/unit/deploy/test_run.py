@@ -89,3 +89,39 @@ def test_saturation_counts_limits_but_not_the_zeros_of_a_relu():
 def test_float_programs_count_no_saturation():
     program = lower(Graph((Node("x", "input", shape=(4,)), Node("r", "relu", ("x",), shape=(4,))), ("r",)))
     assert saturation(program, run(program, np.ones((1, 1, 1, 4)), trace=True)) == {}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["int8", "float32"])
+def test_what_is_no_array_of_numbers_is_refused(kind):
+    program = a_program(kind)
+    shape = program.buffers[program.input].shape
+    for wrong in (["a"], [[1.0], [2.0, 3.0]], None):
+        with pytest.raises(DataError):
+            predict(program, wrong)
+    with pytest.raises(DataError, match="complex"):
+        run(program, np.zeros((1, *shape), np.complex64))
+
+
+@pytest.mark.filterwarnings("error")
+def test_reals_beyond_float32_saturate_like_infinity():
+    program = a_program("int8")
+    h, w, c = program.buffers[program.input].shape
+    huge, infinite = (np.full((1, c, h, w), v) * [[[[1.0]]]] for v in (1e300, np.inf))
+    assert np.array_equal(predict(program, huge), predict(program, infinite))
+    assert np.array_equal(quantize_input(program, np.full((1, c, h, w), -3e38)), quantize_input(program, -infinite))
+
+
+@pytest.mark.parametrize("kind", ["int8", "float32"])
+def test_no_inputs_give_no_outputs(kind):
+    program = a_program(kind)
+    h, w, c = program.buffers[program.input].shape
+    some = predict(program, np.zeros((2, c, h, w)))
+    assert predict(program, np.zeros((0, c, h, w))).shape == (0, *some.shape[1:])
+
+
+def a_program(kind: str):
+    """Return a program from a map to a vector."""
+    e = Example(np.random.default_rng(0), kind)
+    x = e.input((3, 4, 5))
+    return lower(e.graph(e.linear(e.flat(x), 4)))
