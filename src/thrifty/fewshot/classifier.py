@@ -35,7 +35,8 @@ class FewShotClassifier(_base.ClassifierMixin, _base.BaseEstimator):  # type: ig
 
     def predict(self, X: npt.ArrayLike) -> Labels:
         """Return the label of each query; X: (n, d)."""
-        labels: Labels = self.classes_[self._scores(self._queries(X)).argmax(axis=1)]
+        winner = self._scores(self._queries(X)).argmax(axis=1)
+        labels: Labels = self.classes_[winner]
         return labels
 
     def decision_function(self, X: npt.ArrayLike) -> Array:

@@ -87,7 +87,8 @@ def _block(table: npt.NDArray[np.floating], rows: Ints) -> Moments:
     projected = (rest @ centred.transpose(0, 2, 1) @ root).reshape(e, c, k, c)
     scatter = projected.transpose(0, 1, 3, 2) @ projected
     traces = (rest * rest).sum(axis=2).reshape(e, c, k).sum(axis=2) / (k - 1 if k > 1 else np.nan)
-    squares = squared_covariance(rest @ rest.transpose(0, 2, 1), c * (k - 1))
+    turned = rest.transpose(0, 2, 1)
+    squares = squared_covariance(rest @ turned if c * k <= x.shape[-1] else turned @ rest, c * (k - 1))
     counts = np.full((e, c), float(k))
     return Moments(gram, traces, counts, scatter, rank, squares, x.shape[-1])
 
