@@ -497,6 +497,16 @@ class TestRefusals:
         with pytest.raises(CaptureError, match="random numbers in eval mode"):
             of(lambda s, x: x + draw(x))
 
+    @pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
+    def test_weights_of_another_type_are_named(self, kind):
+        with pytest.raises(DataError, match=r"0\.weight.*model\.float\(\)"):
+            capture(nn.Sequential(nn.Conv2d(3, 4, 3).to(kind)), X)
+
+    @pytest.mark.parametrize("what", [None, "net", F.relu])
+    def test_only_modules_are_models(self, what):
+        with pytest.raises(DataError, match=r"give a torch\.nn\.Module"):
+            capture(what, X)
+
     def test_the_logs_of_torch_stay_away(self, capfd):
         with pytest.raises(CaptureError):
             of(lambda s, x: s.f(x), f=nn.Linear(7, 4))

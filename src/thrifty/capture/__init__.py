@@ -59,6 +59,8 @@ def _check_example(example: torch.Tensor) -> None:
 
 
 def _twin(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise DataError(f"the model is {type(model).__name__}; give a torch.nn.Module")
     try:
         twin = copy.deepcopy(model)
     except Exception as err:
@@ -79,6 +81,10 @@ def _check_weights(model: nn.Module) -> None:
     ]
     if bad:
         raise DataError(f"NaN or infinite values in: {', '.join(bad)}; train again or load other weights")
+    wide = [n for n, p in model.named_parameters() if p.is_floating_point() and p.dtype != torch.float32]
+    if wide:
+        kinds = ", ".join(sorted({str(model.get_parameter(n).dtype) for n in wide}))
+        raise DataError(f"weights of {kinds} in: {', '.join(wide)}; only float32 is supported, call model.float()")
 
 
 def _export(model: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
