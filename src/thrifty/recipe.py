@@ -6,10 +6,12 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Protocol, Union, get_args, get_origin, get_type_hints
 
 from thrifty.errors import KnobError, ThriftyError, close_to
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from thrifty.task import Task
+
+_NUMBERS: Mapping[type, type] = {int: Integral, float: Real}
+_WORDS: Mapping[type, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
 class Technique(Protocol):
@@ -122,11 +127,55 @@ def make_step(knobs: dict[str, Any], table: Mapping[str, type]) -> Technique:
     strange = [f"'{k}' ({close_to(k, known)})" for k in knobs if k not in known]
     if strange:
         raise KnobError(f"{name} has no knob {', '.join(strange)}")
+    if wrong := mistyped(kind, knobs):
+        raise KnobError(f"{name}: {'; '.join(wrong)}")
     try:
         step: Technique = kind(**{k: untangle(v) for k, v in knobs.items()})
     except (TypeError, ValueError) as err:
         raise KnobError(f"{name}: {err}") from err
     return step
+
+
+def mistyped(kind: type, knobs: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each knob whose value is not of the type that the dataclass `kind` declares.
+
+    Whole numbers are numbers as well; true and false are none. Types that TOML does not have are not examined.
+    """
+    try:
+        hints = get_type_hints(kind)
+    except NameError:  # declared with a name that only type checkers see
+        return []
+    return [
+        f"{name} is {value!r}; it must be {_in_words(hints[name])}"
+        for name, value in knobs.items()
+        if name in hints and not _fits(value, hints[name])
+    ]
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_fits(value, part) for part in inner)
+    if kind is Any:
+        return True
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    if kind in (dict, Mapping):
+        return isinstance(value, Mapping) and all(_fits(v, inner[1]) for v in value.values() if inner)
+    if kind in (tuple, list, Sequence):
+        return isinstance(value, (tuple, list)) and all(_fits(v, inner[0]) for v in value if inner)
+    return not isinstance(kind, type) or isinstance(value, _NUMBERS.get(kind, kind))
+
+
+def _in_words(hint: Any) -> str:
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return " or ".join(_in_words(part) for part in inner if part is not NoneType)
+    if kind in (dict, Mapping):
+        return "a table" + (f" whose values are {_in_words(inner[1])}" if inner else "")
+    if kind in (tuple, list, Sequence):
+        return "a list" + (f" whose elements are {_in_words(inner[0])}" if inner else "")
+    return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 def untangle(value: Any) -> Any:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thrifty.compress import TECHNIQUES
 from thrifty.errors import KnobError
 from thrifty.recipe import Recipe, toml_value
 
@@ -46,9 +48,7 @@ def test_round_trip():
 
 
 def test_steps_come_in_order():
-    recipe = Recipe.from_toml(
-        '[[step]]\ntechnique = "bit_trim"\nbits = 3\n[[step]]\ntechnique = "halve"\n', TABLE
-    )
+    recipe = Recipe.from_toml('[[step]]\ntechnique = "bit_trim"\nbits = 3\n[[step]]\ntechnique = "halve"\n', TABLE)
     assert list(recipe) == [BitTrim(3), Halve()]
     assert len(recipe) == 2
 
@@ -98,6 +98,34 @@ def test_steps_must_be_techniques():
 def test_none_that_is_no_default_cannot_be_written():
     with pytest.raises(KnobError, match=r"bit_trim.bits is None"):
         Recipe((BitTrim(None),)).to_toml()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('bits = "8"', "bits is '8'; it must be a whole number"),
+        ("bits = 8.0", "bits is 8.0; it must be a whole number"),
+        ("bits = true", "bits is True; it must be a whole number"),
+        ('lr = "fast"', "lr is 'fast'; it must be a number"),
+        ("unsigned = 1", "unsigned is 1; it must be true or false"),
+        ("scales = 3", "scales is 3; it must be text"),
+        ("per_layer = 4", "per_layer is 4; it must be a table whose values are a whole number"),
+        ('per_layer = {head = "4"}', "per_layer is {'head': '4'}; it must be a table"),
+    ],
+)
+def test_values_of_another_type_are_refused_in_words(line, words):
+    with pytest.raises(KnobError, match=re.escape(words)):
+        Recipe.from_toml(f'[[step]]\ntechnique = "quantize"\n{line}', TECHNIQUES)
+
+
+def test_what_a_technique_declares_as_any_is_not_examined():
+    text = '[[step]]\ntechnique = "quantize"\ntraining = {batch = 32, optimizer = "adamw"}'
+    assert Recipe.from_toml(text, TECHNIQUES).steps[0].training["batch"] == 32
+
+
+def test_whole_numbers_are_numbers_and_lists_are_tuples():
+    text = '[[step]]\ntechnique = "prune"\nratio = 0\nkeep = ["head"]\nratios = {body = 0.5}'
+    assert Recipe.from_toml(text, TECHNIQUES).steps[0].keep == ("head",)
 
 
 def test_reading_a_file(tmp_path):
