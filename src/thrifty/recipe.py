@@ -152,6 +152,13 @@ def mistyped(kind: type, knobs: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def refuse_mistyped(step: Technique) -> None:
+    """Raise KnobError when a knob of a technique is not of its declared type; for __post_init__."""
+    values = {f.name: getattr(step, f.name) for f in fields(step)}  # type: ignore[arg-type]
+    if wrong := mistyped(type(step), values):
+        raise KnobError(f"{type(step).__name__}: {'; '.join(wrong)}")
+
+
 def _fits(value: Any, hint: Any) -> bool:
     kind, inner = get_origin(hint) or hint, get_args(hint)
     if kind in (Union, UnionType):
@@ -163,6 +170,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if kind in (dict, Mapping):
         return isinstance(value, Mapping) and all(_fits(v, inner[1]) for v in value.values() if inner)
     if kind in (tuple, list, Sequence):
+        if isinstance(value, str) and inner[:1] == (str,):
+            return True  # techniques take one text for a list of one
         return isinstance(value, (tuple, list)) and all(_fits(v, inner[0]) for v in value if inner)
     return not isinstance(kind, type) or isinstance(value, _NUMBERS.get(kind, kind))
 

@@ -17,6 +17,7 @@ from thrifty.capture import capture
 from thrifty.compress.cut import cut, refuse_quantised, step_of, tensors_of, why_not
 from thrifty.errors import Incompatible, KnobError, NothingToDo
 from thrifty.graph import Graph, Node
+from thrifty.recipe import refuse_mistyped
 from thrifty.task import Task
 from thrifty.ties import Group, Member, channel_groups
 
@@ -43,6 +44,7 @@ class Lossless:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
+        refuse_mistyped(self)
         if self.round_to < 1:
             raise KnobError(f"Lossless.round_to is {self.round_to}; it must be at least 1")
 

@@ -16,6 +16,7 @@ from thrifty.capture import capture
 from thrifty.compress.cut import cut, refuse_quantised, rounded, step_of, why_not
 from thrifty.errors import Incompatible, KnobError, NoMatch, NothingToDo, close_to
 from thrifty.graph import Graph
+from thrifty.recipe import refuse_mistyped
 from thrifty.task import Task
 from thrifty.ties import Group, channel_groups
 from thrifty.training import PlainLoss
@@ -50,6 +51,7 @@ class Prune:
 
     def __post_init__(self) -> None:
         """Refuse values outside their range, all at once."""
+        refuse_mistyped(self)
         object.__setattr__(self, "ratios", dict(self.ratios))
         object.__setattr__(self, "keep", tuple([self.keep] if isinstance(self.keep, str) else self.keep))
         names = {"ratio": self.ratio, **{f"ratios['{k}']": v for k, v in self.ratios.items()}}

@@ -335,3 +335,13 @@ def test_a_duck_of_a_task_is_enough_without_recovery():
     duck = SimpleNamespace(example=TASK.example)
     edited = Prune(recover_epochs=0, recalibrate=False).edit(small(), duck)
     assert edited[2][1].out_channels == 12
+
+
+@pytest.mark.parametrize("knobs", [{"ratio": "half"}, {"round_to": 2.5}, {"ratios": {"a": "b"}}, {"recalibrate": "no"}])
+def test_knobs_of_another_type_are_refused_in_words(knobs):
+    with pytest.raises(KnobError, match="it must be"):
+        Prune(**knobs)
+
+
+def test_one_pattern_to_keep_may_stand_for_a_list():
+    assert Prune(keep="head").keep == ("head",)
