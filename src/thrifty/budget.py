@@ -274,4 +274,4 @@ def _score_part(drop: float | None, allowed: float | None, broken: bool, split: 
         return [] if allowed is None else [f"score drop not measured (limit {digits(allowed)})"]
     where = f" on {split}" if split else ""
     change = f"score {0.0 if drop == 0 else -drop:+.{4 if abs(drop) < 0.001 else 3}f}{where}"
-    return [f"{change} (limit -{digits(allowed)})" if broken and allowed is not None else change]
+    return [f"{change} (limit {digits(-allowed)})" if broken and allowed is not None else change]

@@ -127,6 +127,7 @@ def test_the_line_of_truth():
     assert within == "within budget: flash 16 of 64 KiB, ram 4.9 of 16 KiB, score -0.008"
     outside = budget.verdict(Cost(flash_bytes=100_000, ram_bytes=5000), 0.031)
     assert outside == "NOT within budget: flash 98 of 64 KiB, ram 4.9 of 16 KiB, score -0.031 (limit -0.01)"
+    assert Budget(max_drop=0.0).verdict(Cost(), 0.002, "test") == "NOT within budget: score -0.002 on test (limit 0)"
     assert Budget().verdict(Cost(flash_bytes=2048), -0.002) == "no limit was set: flash 2 KiB, score +0.002"
     assert Budget().verdict(Cost()) == "no limit was set"
 

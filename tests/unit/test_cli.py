@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from thrifty import __version__
 from thrifty.budget import Budget
 from thrifty.cli import main
 from thrifty.cli.parser import comments, make_parser
+from thrifty.cli.reference import renewed, verbs
 from thrifty.compress import TECHNIQUES
 from thrifty.cost import Cost
 from thrifty.errors import StoreError
@@ -113,6 +115,15 @@ def test_budget_flags_are_the_fields_of_budget():
     assert budget == Budget(65536, 16000, 5_000_000, 1000, 7, 0.01)
 
 
+def test_the_page_of_the_command_line_shows_the_flags_of_the_parser():
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    assert renewed(page) == page, "run: python -m thrifty.cli.reference docs/cli.md"
+    for verb, parser in verbs().items():
+        assert f"## {verb}\n" in page
+        for flag in (flag for action in parser._actions for flag in action.option_strings if flag[:3] != "-h"):
+            assert flag == "--help" or f"`{flag}" in page
+
+
 def test_every_field_of_budget_is_explained():
     assert set(comments(Budget)) == set(Budget.__dataclass_fields__)
 
@@ -143,6 +154,11 @@ def test_a_recipe_file_does_what_the_steps_do(inputs, tmp_path, capsys):
     main(["compress", *inputs, "--recipe", recipe, "--out", str(tmp_path / "b")])
     first, second = (tmp_path / n / "model" / "weights.safetensors" for n in "ab")
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_report_names_the_compiler(inputs, capsys):
+    assert main(["profile", *inputs, "--target", "cortex-m4", "--json"]) == 0
+    assert re.match("arm-none-eabi-gcc|clang|zig", json.loads(capsys.readouterr().out)["environment"]["compiler"])
 
 
 def test_outside_the_budget_is_exit_code_1(inputs, tmp_path, capsys):

@@ -27,6 +27,7 @@ from thrifty.compress import TECHNIQUES
 from thrifty.compress import compress as apply_recipe
 from thrifty.compress.points import refusals as integer_refusals
 from thrifty.cost import Cost, count, count_nodes
+from thrifty.deploy.c.build import CrossCompiler
 from thrifty.deploy.c.host import run_host
 from thrifty.deploy.fidelity import layer_fidelity
 from thrifty.deploy.lower import check as refusals
@@ -54,6 +55,8 @@ def run_optimize(args: argparse.Namespace) -> int:
     """Search, deploy, write everything into the folder; exit code 130 after Ctrl-C."""
     out, budget = Path(args.out), _budget(args)
     state = out / "search"
+    if not budget.limits:
+        raise KnobError("the budget is empty; give --max-drop, --flash or another limit")
     refuse_out(out)
     if state.exists() and not args.resume:
         raise StoreError(f"{state} holds an earlier search; add --resume to go on with it, or choose another --out")
@@ -66,6 +69,7 @@ def run_optimize(args: argparse.Namespace) -> int:
             train=args.train, keep=args.keep, folder=out / "c",
         )  # fmt: skip
     report = result.report
+    _name_compiler(report)
     write_text(out / "recipe.toml", result.recipe.to_toml())
     report.files["recipe"] = "recipe.toml"
     _save(result.model, out, source, report)
@@ -88,6 +92,7 @@ def run_compress(args: argparse.Namespace) -> int:
     result = apply_recipe(model, recipe, task, report)
     if args.target or budget.flash_bytes or budget.ram_bytes or budget.instructions:
         report.target = args.target or "cortex-m4"
+        _name_compiler(report)
         program = lower(capture(result, task.example), "model")
         made = deployment.rehearse(program, report.target, _samples(task, FIDELITY_SAMPLES))
         report.add("deploy", made.cost, report.rows[-1].score, note="measured; score of the model before deployment")
@@ -117,6 +122,7 @@ def run_deploy(args: argparse.Namespace) -> int:
     x = _samples(task, args.samples)
     made = deployment.deploy(program, out / "c", args.target, x, min(args.vectors, len(x)))
     report = Report(f"deploy {_short(source)} on {args.target}", _budget(args), args.target, args.seed, _metric(task))
+    _name_compiler(report)
     before = task.score(model, args.split)
     report.add("start", count(graph), before, note="the model in torch", host_us=_host_us(model, task.example))
     after = task.score_outputs(_outputs(program, task.split(args.split).x.numpy()), args.split)
@@ -179,6 +185,7 @@ def run_profile(args: argparse.Namespace) -> int:
     else:
         made = deployment.rehearse(graph, args.target, None if task is None else task.validation.x[:8].numpy())
         report.add("deploy", made.cost)
+        _name_compiler(report)
         report.layers, report.memory, report.parity = list(made.layers()), made.memory, made.parity
     if not args.json:
         say(table_text(layers_table(report)))
@@ -261,6 +268,13 @@ def refuse_out(out: str | Path) -> None:
 
 def _budget(args: argparse.Namespace) -> Budget:
     return Budget(**{field.name: getattr(args, field.name) for field in fields(Budget)})
+
+
+def _name_compiler(report: Report) -> None:
+    """Note which compiler flash and instructions belong to: counts of two compilers differ."""
+    target = find_target(report.target)
+    if target.core != "host":
+        report.environment["compiler"] = CrossCompiler.find("auto", target).version
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
