@@ -28,9 +28,7 @@ def quantised(graph: Graph, scale: float = 0.1, bits: int = 8) -> Graph:
     nodes = {}
     for n in graph:
         weight = Format(bits, True, (scale,) * n.shape[0]) if n.op in ("conv", "linear") else None
-        nodes[n.name] = replace(
-            n, format=Format(8, True, (scale,)) if n.name in points else None, weight_format=weight
-        )
+        nodes[n.name] = replace(n, format=Format(8, True, (scale,)) if n.name in points else None, weight_format=weight)
     return graph.with_nodes(nodes)
 
 
@@ -77,9 +75,7 @@ def test_activation_bytes(name, bound):
 def fold(graph: Graph) -> Graph:
     """Drop the batch norms, as if they were folded."""
     source = {n.name: n.inputs[0] for n in graph if n.op == "batchnorm"}
-    kept = [
-        replace(n, inputs=tuple(source.get(i, i) for i in n.inputs)) for n in graph if n.name not in source
-    ]
+    kept = [replace(n, inputs=tuple(source.get(i, i) for i in n.inputs)) for n in graph if n.name not in source]
     return Graph(tuple(kept), graph.outputs)
 
 
@@ -112,9 +108,7 @@ def test_weight_bytes_at_their_width():
     assert count(graph).weight_bytes == 4 * 18
     assert count(quantised(graph)).weight_bytes == 15 + 3 * 8  # bias and multiplier
     assert count(quantised(graph, bits=4)).weight_bytes == 8 + 3 * 8
-    assert (
-        count(quantised(graph, scale=0.25)).weight_bytes == 15 + 3 * 4
-    )  # powers of two: shifts, no multipliers
+    assert count(quantised(graph, scale=0.25)).weight_bytes == 15 + 3 * 4  # powers of two: shifts, no multipliers
     assert count(quantised(graph, bits=16)).weight_bytes == 30 + 3 * 8
 
 
@@ -140,9 +134,7 @@ def test_format_of_fused_and_kept():
     graph = quantised(capture(model, torch.zeros(1, 2, 4, 4)))
     conv, relu, pool, flat = (n.name for n in graph.nodes[1:])
     assert graph[conv].format is None
-    assert (
-        format_of(graph, conv) == format_of(graph, relu) == format_of(graph, pool) == format_of(graph, flat)
-    )
+    assert format_of(graph, conv) == format_of(graph, relu) == format_of(graph, pool) == format_of(graph, flat)
     assert format_of(graph, flat) is not None
 
 

@@ -70,9 +70,7 @@ def test_a_sum_ties_its_producers_and_all_readers():
 
 
 def test_a_sum_with_the_input_is_frozen():
-    groups = groups_of(
-        lambda s, x: finish(s, s.b(x + s.a(x))), **head(a=nn.Conv2d(3, 3, 1), b=nn.Conv2d(3, 4, 1))
-    )
+    groups = groups_of(lambda s, x: finish(s, s.b(x + s.a(x))), **head(a=nn.Conv2d(3, 3, 1), b=nn.Conv2d(3, 4, 1)))
     assert "input" in groups["a"].frozen
     assert groups["b"].prunable
 

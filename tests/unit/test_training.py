@@ -28,9 +28,7 @@ def net(seed: int = 0) -> nn.Module:
 
 
 def same(one: nn.Module, two: nn.Module) -> bool:
-    return all(
-        torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True)
-    )
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 
 
 class StopError(Exception):
