@@ -25,7 +25,7 @@ from thrifty.cli.parser import pair
 from thrifty.cli.show import finish, progress_bar, say, table_text
 from thrifty.compress import TECHNIQUES
 from thrifty.compress import compress as apply_recipe
-from thrifty.compress.points import refusals as integer_refusals
+from thrifty.compress.refuse import refusals as integer_refusals
 from thrifty.cost import Cost, count, count_nodes
 from thrifty.deploy.c.build import CrossCompiler
 from thrifty.deploy.c.host import run_host

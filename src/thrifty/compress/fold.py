@@ -61,10 +61,12 @@ def _foldable(model: nn.Module, graph: Graph, norm: Node, calls: Counter[str]) -
     if before.op not in ("conv", "linear") or not alone or calls[before.module] > 1 or calls[norm.module] > 1:
         return None
     layer = model.get_submodule(before.module)
+    if not isinstance(layer, _Layer):  # F.conv2d or F.linear in a module's own forward
+        return None
     owners = [m for m in model.modules() if getattr(m, "weight", None) is layer.weight]
     if len(owners) > 1:  # another layer has the same weight
         return None
-    plain = isinstance(layer, _Layer) and not parametrize.is_parametrized(layer)
+    plain = not parametrize.is_parametrized(layer)
     return layer if plain and before.params.get("weight", "").endswith("weight") else None
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from thrifty.arith import Format
-from thrifty.compress.execute import FLOAT
 from thrifty.compress.fake_quantize import fake_quantize
-from thrifty.errors import close_to
 from thrifty.graph import Graph, Node
 from thrifty.integer import SOFTMAX_FORMAT
 
@@ -76,24 +73,15 @@ def never_negative(graph: Graph, name: str) -> bool:
 
 
 def weights_of(graph: Graph) -> dict[str, list[Node]]:
-    """Return the nodes that use each weight, by tensor name: several where a module is called again."""
+    """Return the nodes that use each weight, by tensor name: several where a module is called again.
+
+    A weight that is no parameter has no name; `refusals` names its layer.
+    """
     found: dict[str, list[Node]] = {}
     for node in graph:
-        if node.op in WEIGHTED:
+        if node.op in WEIGHTED and "weight" in node.params:
             found.setdefault(node.params["weight"], []).append(node)
     return found
-
-
-def refusals(graph: Graph, bits: int) -> Iterator[str]:
-    """Give a sentence for each node that has no integer form with activations of `bits` bits."""
-    for node in graph:
-        where = f"{node.module or 'the model'} ({node.name})"
-        if node.op != "input" and node.op not in FLOAT:
-            yield f"{where}: {node.op} has no integer form; {close_to(node.op, FLOAT)}"
-        elif node.op in WEIGHTED and "weight" not in node.params:
-            yield f"{where}: the weight of this {node.op} is no parameter; make it an nn.Parameter"
-        elif node.op in ("hardswish", "softmax") and bits > 8:
-            yield f"{where}: {node.op} takes 8 bits or fewer, not {bits}; use ReLU, or leave softmax out"
 
 
 def without_constants(graph: Graph) -> Graph:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,8 +21,9 @@ from thrifty.compress.fold import fold_batch_norms
 from thrifty.compress.points import Arithmetic, weights_of
 from thrifty.compress.quantized_model import QuantizedModel
 from thrifty.compress.ranges import RANGES, SCALES
+from thrifty.compress.refuse import copied, refusals
 from thrifty.compress.train import fine_tune
-from thrifty.errors import Incompatible, KnobError, NoMatch, NothingToDo, close_to
+from thrifty.errors import Incompatible, KnobError, NoMatch, NothingToDo, UnsupportedModel, close_to
 from thrifty.graph import Graph
 from thrifty.integer import ROUNDINGS
 from thrifty.training import Training
@@ -119,14 +119,16 @@ class Quantize:
     def edit(self, model: nn.Module, task: Task) -> nn.Module:
         """Return a QuantizedModel around a copy of `model`.
 
-        Raises Incompatible for a model that is quantised already, UnsupportedModel that lists every
+        Raises Incompatible for a model that is quantised already or cannot be copied, UnsupportedModel that lists every
         operator without an integer form, NoMatch for a pattern of per_layer that fits no layer, NothingToDo
         without weights.
         """
         if any(isinstance(m, QuantizedModel) for m in model.modules()):
             raise Incompatible("the model is quantised already; quantise the float model, or use Train to train on")
-        model = fold_batch_norms(copy.deepcopy(model).eval(), task.example)
+        model = fold_batch_norms(copied(model).eval(), task.example)
         graph = capture(model, task.example)
+        if refused := tuple(refusals(graph, self.bits)):
+            raise UnsupportedModel(refused)
         quantized = QuantizedModel(model, graph, self._arithmetic(), self._widths(graph))
         self._calibrate(quantized, task)
         if self.epochs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -24,10 +23,10 @@ from thrifty.compress.points import (
     Arithmetic,
     last_uses,
     new_quantizer,
-    refusals,
     weights_of,
     without_constants,
 )
+from thrifty.compress.refuse import copied, refusals
 from thrifty.compress.scales import update_scales
 from thrifty.errors import StoreError, UnsupportedModel
 from thrifty.graph import Graph, Node
@@ -314,7 +313,7 @@ class QuantizedModel(nn.Module):
         next. Raises StoreError when the model's operators are not those of the spec.
         """
         example = torch.zeros(tuple(spec["example_shape"]))
-        model = fold_batch_norms(copy.deepcopy(model).eval(), example)
+        model = fold_batch_norms(copied(model).eval(), example)
         graph = capture(model, example)
         strange = set(weights_of(graph)) ^ set(spec["weight_bits"])
         if strange:

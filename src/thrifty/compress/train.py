@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from thrifty.compress.quantized_model import QuantizedModel
+from thrifty.compress.refuse import copied
 from thrifty.errors import KnobError
 from thrifty.training import Training
 
@@ -51,8 +51,8 @@ class Train:
         Training.of({f.name: getattr(self, f.name) for f in fields(self)})
 
     def edit(self, model: nn.Module, task: Task) -> nn.Module:
-        """Return a trained copy."""
-        return fine_tune(copy.deepcopy(model), task, asdict(self))
+        """Return a trained copy. Raises Incompatible for a model that cannot be copied."""
+        return fine_tune(copied(model), task, asdict(self))
 
     @classmethod
     def example(cls) -> Train:
