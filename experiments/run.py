@@ -21,7 +21,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-KINDS = {"train": "train", "deploy": "deploy", "parity": "parity", "optimize": "optimize", "cost": "cost"}  # kind -> module in this folder, with a function run(spec, name) -> dict
+KINDS = {"train": "train", "deploy": "deploy", "parity": "parity", "optimize": "optimize", "cost": "cost", "fewshot": "fewshot"}  # kind -> module in this folder, with a function run(spec, name) -> dict
 
 
 def environment() -> dict[str, Any]:

@@ -397,6 +397,19 @@ def test_the_interval_holds_the_truth_where_the_model_is_true():
     assert np.mean([f.high - f.low for f in found]) < 0.45
 
 
+def test_the_interval_holds_on_features_that_are_not_gaussian():
+    """Ten digits, 20 shots: the model is six points too optimistic; leave-one-out widens the interval to the truth."""
+    found = load_digits()
+    x = found.data / 16
+    drawn = episodes.uniform(found.target, 10, 20, 100, 12, np.random.default_rng(0))
+    true = 1.0 - episodes.accuracies(x, drawn)
+    model = g.GaussianModel(samples=1000, rehearsals=200)
+    forecasts = [g.forecast(x[s.ravel()], np.repeat(np.arange(10), 20), model=model) for s in drawn.support]
+    assert np.mean([f.error for f in forecasts]) < true.mean() - 0.03
+    assert np.mean([f.low <= t <= f.high for f, t in zip(forecasts, true, strict=True)]) >= 0.75
+    assert all(f.left_out is not None for f in forecasts)
+
+
 def test_more_shots_make_the_interval_shorter():
     model = g.GaussianModel(samples=1000, rehearsals=200)
     widths = []

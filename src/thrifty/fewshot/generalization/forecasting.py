@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thrifty.errors import need
+from thrifty.fewshot.generalization.baselines import leave_one_out
 from thrifty.fewshot.generalization.distances import full_traces, measured, noise, separation_errors
 from thrifty.fewshot.generalization.gaussian import errors, shared_scale
 from thrifty.fewshot.generalization.interval import interval
@@ -17,6 +19,7 @@ from thrifty.fewshot.generalization.moments import Moments, moments_of_support
 from thrifty.fewshot.preprocess import Array, InputError, OptionError
 
 MOST_SHOTS = 10_000  # beyond this, `shots_needed` says never
+LEFT_OUT_SHOTS = 5  # from here, leave-one-out is near enough to the same question to widen the interval
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class Forecast:
 
     `error` is that of the classifier with these shots (or with `shots`), not the one of leave-one-out, which has a
     shot less. With an offset, `low` and `high` are where the differences seen on validation classes put the truth.
-    Without, they hold if classes are Gaussian with about equal spread, and real features are not: with many shots
-    and ways the truth is often outside. See docs/generalization.md.
+    Without, they are the ends that hold if classes are Gaussian with about equal spread, widened, from five shots on,
+    to contain the interval of leave-one-out, which holds on features that are not. See docs/generalization.md.
     """
 
     error: float  # in [0, 1], the offset subtracted
@@ -48,6 +51,7 @@ class Forecast:
     high: float | None
     level: float
     raw_error: float  # before the offset
+    left_out: float | None  # leave-one-out error of the support (a shot less); None where a class has one shot
     standard_error: float  # of the sampling alone; 0 for two classes
     shots: tuple[int, ...]  # per class, of the forecast
     classes: npt.NDArray[Any]  # (C,) sorted labels
@@ -129,17 +133,22 @@ def forecast(
     """
     model = model or GaussianModel()
     found, classes = moments_of(support, labels)
-    return _forecast(found, classes, shots, model, offset)
+    return _forecast(found, classes, shots, model, offset, _left_out(support, labels, found))
+
+
+def _left_out(support: npt.ArrayLike, labels: npt.ArrayLike, found: Moments) -> float | None:
+    return leave_one_out(support, labels) if found.counts.min() >= 2 else None
 
 
 def _forecast(
-    found: Moments, classes: npt.NDArray[Any], shots: int | None, model: GaussianModel, offset: Offset | None
-) -> Forecast:
+    found: Moments, classes: npt.NDArray[Any], shots: int | None, model: GaussianModel, offset: Offset | None,
+    left_out: float | None,
+) -> Forecast:  # fmt: skip
     confusions, distances = model_predictions(found, model, shots)
     raw = float(errors(confusions)[0])
     wanted = found.counts[0] if shots is None else np.full(len(classes), shots)
     shift = check_offset(offset, found, wanted, model)
-    low, high = _ends(raw, found, shots, model, offset)
+    low, high = _ends(raw, found, shots, model, offset, left_out)
     unbiased = measured(found.gram) - noise(full_traces(found, model.sigma), found.counts)
     spread, squares = _spread(found, model)
     return Forecast(
@@ -148,6 +157,7 @@ def _forecast(
         high=None if high is None else _clip(high),
         level=model.level,
         raw_error=raw,
+        left_out=left_out,
         standard_error=0.0 if len(classes) == 2 else (raw * (1 - raw) / (len(classes) * model.samples)) ** 0.5,
         shots=tuple(int(k) for k in wanted),
         classes=classes,
@@ -160,14 +170,39 @@ def _forecast(
 
 
 def _ends(
-    raw: float, found: Moments, shots: int | None, model: GaussianModel, offset: Offset | None
+    raw: float, found: Moments, shots: int | None, model: GaussianModel, offset: Offset | None, left_out: float | None
 ) -> tuple[float | None, float | None]:
     """Return the ends of the interval: from validation episodes where there are any, else from the model."""
     if offset is not None:
         tail = (1.0 - model.level) / 2.0
         below, above = np.quantile(offset.differences, [tail, 1.0 - tail])
         return float(raw - above), float(raw - below)
-    return interval(found, model, shots) if model.rehearsals else (None, None)
+    if not model.rehearsals:
+        return None, None
+    down, up = _widening(found, model, left_out)
+    low, high = interval(found, model, shots)
+    return low - down, high + up
+
+
+def _widening(found: Moments, model: GaussianModel, left_out: float | None) -> tuple[float, float]:
+    """Return how far the interval of leave-one-out reaches below and above that of the model, at the shots had."""
+    if left_out is None or found.counts.min() < LEFT_OUT_SHOTS:
+        return 0.0, 0.0
+    low, high = interval(found, model)
+    least, most = wilson(left_out, int(found.counts.sum()), model.level)
+    return max(0.0, low - least), max(0.0, most - high)
+
+
+def wilson(share: float, count: int, level: float) -> tuple[float, float]:
+    """Return Wilson's interval of a share seen in `count` trials.
+
+    >>> [round(end, 3) for end in wilson(0.1, 50, 0.95)]
+    [0.043, 0.214]
+    """
+    z2 = float(need("scipy.special", extra="fewshot").ndtri(0.5 + level / 2)) ** 2
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = (z2 * (share * (1 - share) / count + z2 / (4 * count**2))) ** 0.5 / (1 + z2 / count)
+    return middle - half, middle + half
 
 
 def _spread(found: Moments, model: GaussianModel) -> tuple[Array, Array]:
@@ -221,7 +256,8 @@ def curve(
     """Return the forecast at each of several shot counts, from the one support that there is."""
     model = model or GaussianModel()
     found, classes = moments_of(support, labels)
-    return [_forecast(found, classes, int(k), model, None) for k in shots]
+    left_out = _left_out(support, labels, found)
+    return [_forecast(found, classes, int(k), model, None, left_out) for k in shots]
 
 
 def shots_needed(
@@ -245,16 +281,14 @@ def shots_needed(
     def error(shots: int) -> float:
         return float(errors(model_predictions(found, model, shots)[0])[0])
 
-    def ends(shots: int) -> tuple[float, float]:
-        return interval(found, model, shots)
-
     target = 1.0 - accuracy
     quick = model.rehearsals == 0
+    down, up = (0.0, 0.0) if quick else _widening(found, model, _left_out(support, labels, found))
     return ShotsNeeded(
         accuracy=accuracy,
         shots=_first(lambda k: error(k) <= target),
-        optimistic=None if quick else _first(lambda k: ends(k)[0] <= target),
-        pessimistic=None if quick else _first(lambda k: ends(k)[1] <= target),
+        optimistic=None if quick else _first(lambda k: interval(found, model, k)[0] - down <= target),
+        pessimistic=None if quick else _first(lambda k: interval(found, model, k)[1] + up <= target),
         best_accuracy=1.0 - error(10**12),
         have=int(found.counts.min()),
     )
