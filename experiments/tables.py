@@ -36,6 +36,7 @@ NETWORKS = {
     "spoken_resnetv1_6_32": "Spoken digits, ResNetv1-6 1-D, 32 filters",
     "spoken_ds_cnn": "Spoken digits, DS-CNN",
     "gtsrb_resnetv1_6_16": "GTSRB 32x32, ResNetv1-6 2-D, 16 filters",
+    "gtsrb_resnetv1_6_32": "GTSRB 32x32, ResNetv1-6 2-D, 32 filters",
     "cifar10_resnet8": "CIFAR-10, ResNet-8",
 }
 
