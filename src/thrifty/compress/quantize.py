@@ -26,6 +26,7 @@ from thrifty.compress.train import fine_tune
 from thrifty.errors import Incompatible, KnobError, NoMatch, NothingToDo, UnsupportedModel, close_to
 from thrifty.graph import Graph
 from thrifty.integer import ROUNDINGS
+from thrifty.recipe import mistyped, refuse_mistyped
 from thrifty.training import Training
 
 if TYPE_CHECKING:
@@ -71,11 +72,15 @@ class Quantize:
     training: Mapping[str, Any] = field(default_factory=dict)  # further fields of thrifty.training.Training
 
     def __post_init__(self) -> None:
-        """Refuse values outside their range, all at once."""
+        """Refuse values of the wrong type, or outside their range, all at once."""
+        refuse_mistyped(self)
+        trained = {**self.training, "epochs": self.epochs, "lr": self.lr}
+        if wrong := mistyped(Training, trained):
+            raise KnobError(f"Quantize.training: {'; '.join(wrong)}")
         bad = [sentence for sentence, fine in self._rules().items() if not fine]
         if bad:
             raise KnobError("Quantize: " + "; ".join(bad))
-        Training.of({**self.training, "epochs": self.epochs, "lr": self.lr})
+        Training.of(trained)
 
     def _rules(self) -> dict[str, bool]:
         widths = [b for b in (self.weight_bits, *self.per_layer.values()) if b is not None]

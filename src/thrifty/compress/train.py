@@ -10,6 +10,7 @@ from torch import nn
 from thrifty.compress.quantized_model import QuantizedModel
 from thrifty.compress.refuse import copied
 from thrifty.errors import KnobError
+from thrifty.recipe import refuse_mistyped
 from thrifty.training import Training
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class Train:
     clip_norm: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse values outside their range, all at once."""
+        """Refuse values of the wrong type, or outside their range, all at once."""
+        refuse_mistyped(self)
         object.__setattr__(self, "milestones", tuple(self.milestones))
         if self.epochs < 1:
             raise KnobError(f"Train.epochs is {self.epochs}; it must be at least 1 (or leave the step out)")

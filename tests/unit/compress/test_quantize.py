@@ -161,6 +161,28 @@ def test_knobs_are_refused_all_at_once():
         assert part in text
 
 
+MISTYPED = {
+    "bits is '8'; it must be a whole number": {"bits": "8"},
+    "bits is None": {"bits": None},
+    "bits is 8.0": {"bits": 8.0},
+    "per_layer is {'0': None}; it must be a table whose values are a whole number": {"per_layer": {"0": None}},
+    "per_layer is ['0']": {"per_layer": ["0"]},
+    "calibration_samples is 2.5": {"calibration_samples": 2.5},
+    "epochs is 1.5": {"epochs": 1.5},
+    "training is 3; it must be a table": {"training": 3},
+    "batch is 'a'; it must be a whole number": {"training": {"batch": "a"}},
+    "milestones is 3; it must be a list": {"training": {"milestones": 3}},
+    "scales is 3; it must be text": {"scales": 3},
+}
+
+
+@pytest.mark.parametrize("sentence", MISTYPED)
+def test_values_of_the_wrong_type_are_refused_in_words(sentence):
+    with pytest.raises(KnobError) as caught:
+        Quantize(**MISTYPED[sentence])
+    assert sentence in str(caught.value)
+
+
 def test_a_training_option_that_does_not_exist_is_refused_at_once():
     with pytest.raises(KnobError, match="mixupp"):
         Quantize(epochs=1, training={"mixupp": 0.2})

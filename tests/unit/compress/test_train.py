@@ -35,6 +35,13 @@ def test_knobs_are_refused_all_at_once():
         Train(epochs=0)
 
 
+@pytest.mark.parametrize("knobs", [{"batch": "a"}, {"epochs": 1.5}, {"epochs": "3"}, {"milestones": 3}, {"flip": 2}])
+def test_values_of_the_wrong_type_are_refused_in_words(knobs):
+    ((name, value),) = knobs.items()
+    with pytest.raises(KnobError, match=f"Train: {name} is {value!r}; it must be"):
+        Train(**knobs)
+
+
 def test_a_quantised_model_trains_on_and_stays_quantised():
     quantized = Quantize(weight_bits=3, weight_ranges="minmax").edit(trained(), digits())
     before = {k: v.clone() for k, v in quantized.state_dict().items()}
