@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from thrifty.capture import capture
-from thrifty.errors import UnsupportedModel
+from thrifty.errors import DataError, UnsupportedModel
 from thrifty.graph import Graph, Node
 
 _Norm = nn.modules.batchnorm._BatchNorm
@@ -25,11 +25,12 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> nn.Module:
 
     model: changed in place; example: (1, ...) input. A layer folds when both it and its batch norm run once
     and nothing else reads what is between them. Raises UnsupportedModel for a batch norm over a vector that
-    cannot fold.
+    cannot fold, DataError for a running variance below zero.
     """
     norms = {name for name, m in model.named_modules() if isinstance(m, _Norm)}
     if not norms:
         return model
+    _refuse_variances(model)
     graph = capture(model, example)
     calls = Counter(node.module for node in graph if node.op in ("batchnorm", "conv", "linear"))
     refusals = []
@@ -52,6 +53,20 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> nn.Module:
     if refusals:
         raise UnsupportedModel(refusals)
     return model
+
+
+def _refuse_variances(model: nn.Module) -> None:
+    """Refuse batch norms whose scale has no real value: folding would blame the layer before them."""
+    bad = []
+    for name, m in model.named_modules():
+        var = m.running_var if isinstance(m, _Norm) else None
+        if var is not None and not bool((var + m.eps > 0).all()):
+            bad.append(f"{name}.running_var reaches {float(var.min()):g}")
+    if bad:
+        raise DataError(
+            f"{'; '.join(bad)}, but a variance is never below zero; train again, load other weights, "
+            "or reset the statistics and estimate them anew"
+        )
 
 
 def _foldable(model: nn.Module, graph: Graph, norm: Node, calls: Counter[str]) -> nn.Module | None:
