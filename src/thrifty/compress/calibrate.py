@@ -10,8 +10,8 @@ from torch import Tensor
 from thrifty.compress.points import WEIGHTED
 from thrifty.compress.quantized_model import QuantizedModel
 from thrifty.compress.ranges import activation_magnitude, scale_of, weight_magnitudes, weight_shares
-from thrifty.compress.scales import sums_fit, update_scales
-from thrifty.errors import DataError
+from thrifty.compress.scales import lost_ranges, sums_fit, update_scales
+from thrifty.errors import DataError, UnsupportedModel
 from thrifty.graph import Graph, Node
 
 BATCH = 64
@@ -33,8 +33,10 @@ def set_activation_ranges(model: QuantizedModel, x: Tensor, ranges: str, percent
     """Set the scale of every activation, then of every weight.
 
     x: (n, ...) calibration inputs; ranges, percentile: see Quantize. Raises DataError for a value that is
-    not finite.
+    not finite, KnobError for a scale beyond float32, UnsupportedModel for layers whose sums in int32 leave
+    nothing of their range.
     """
+    calibrated = {}
     for name, seen in _observe(model, x).items():
         point = model.point(name)
         # saturating a score could change the class, so an output keeps its largest value
@@ -42,7 +44,10 @@ def set_activation_ranges(model: QuantizedModel, x: Tensor, ranges: str, percent
         top = activation_magnitude(seen, point.bits, point.signed, model.arithmetic.scales, how, percentile)
         top *= HEADROOM if point.bits > 8 else 1.0
         point.scale.fill_(scale_of(top, point.bits, point.signed, model.arithmetic.scales))
+        calibrated[name] = float(point.scale)
     update_scales(model)
+    if lost := lost_ranges(model, calibrated):
+        raise UnsupportedModel(lost)
 
 
 def common_scale(model: QuantizedModel, x: Tensor) -> float:

@@ -125,7 +125,7 @@ def exact_constants(graph: Graph, node: Node, device: torch.device) -> Exact:
 
     Raises KnobError when a bias or a scale ratio does not fit.
     """
-    if node.op == "argmax":
+    if node.op in ("input", "argmax"):
         return Exact()
     low, high = integer.output_limits(graph, node.name)
     limits = {"low": low, "high": high}

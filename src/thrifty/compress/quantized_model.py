@@ -26,9 +26,9 @@ from thrifty.compress.points import (
     weights_of,
     without_constants,
 )
-from thrifty.compress.refuse import copied, refusals
+from thrifty.compress.refuse import copied, refusals, where
 from thrifty.compress.scales import update_scales
-from thrifty.errors import StoreError, UnsupportedModel
+from thrifty.errors import DataError, KnobError, StoreError, UnsupportedModel
 from thrifty.graph import Graph, Node
 
 
@@ -190,6 +190,12 @@ class QuantizedModel(nn.Module):
             name = self.graph.fused_into(name) or self.graph[name].inputs[0]
         return name
 
+    def layer_of(self, name: str) -> Node:
+        """Return the node that computes the values of a point: of a fused activation, the one before it."""
+        node = self.graph[name]
+        fused = bool(node.inputs) and self.graph.fused_into(node.inputs[0]) == name
+        return self.graph[node.inputs[0]] if fused else node
+
     # --- running ---
 
     def forward(self, x: Tensor) -> Any:
@@ -230,8 +236,9 @@ class QuantizedModel(nn.Module):
         return FLOAT[node.op](node, inputs, self._constants(node, CONSTANTS.get(node.op, ()), seen))
 
     def exact(self, x: Tensor) -> Any:
-        """Return the output of the deployed integers, as reals; no gradient."""
+        """Return the output of the deployed integers, as reals; no gradient. Raises DataError for NaN in x."""
         if not torch.compiler.is_compiling():
+            _refuse_nan(x)
             self.prepare()
         with torch.no_grad():
             return self.walk(lambda node, inputs: self._exact_step(node, inputs, x), self._real)
@@ -246,7 +253,8 @@ class QuantizedModel(nn.Module):
         return value if node.op == "argmax" else value * self.point(self.point_of(node.name)).scale
 
     def exact_with_gradient(self, x: Tensor) -> Any:
-        """Return the exact output, with the gradients of the soft one."""
+        """Return the exact output, with the gradients of the soft one. Raises DataError for NaN in x."""
+        _refuse_nan(x)
         self.prepare()
         seen: dict[str, Tensor] = {}
 
@@ -278,8 +286,23 @@ class QuantizedModel(nn.Module):
         if key == self._exact_key:
             return
         graph, device = self.formatted(), tensors[0].device
-        self._exact = {n.name: exact_constants(graph, n, device) for n in graph if n.op != "input"}
+        self._exact, bad = {}, []
+        for node in graph:
+            try:
+                self._exact[node.name] = exact_constants(graph, node, device)
+            except KnobError as err:
+                bad.append(f"{where(node)}: {err}")
+        if bad:
+            raise KnobError("the integers do not fit: " + "; ".join(bad) + self._advice())
         self._exact_key = key
+
+    def _advice(self) -> str:
+        if self.arithmetic.fixed_scale is None:
+            return ""
+        return (
+            f" (every scale is {self.arithmetic.fixed_scale:g} here: lower fraction_bits of Quantize, or give each "
+            "layer a scale of its own with granularity='layer')"
+        )
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load the tensors, then derive the integer constants (see nn.Module.load_state_dict)."""
@@ -325,6 +348,11 @@ class QuantizedModel(nn.Module):
             differ = sorted(set(points) ^ set(spec["points"])) or "their formats"
             raise StoreError(f"the saved model was quantised around other operators ({differ}); give the same class")
         return made
+
+
+def _refuse_nan(x: Tensor) -> None:
+    if bad := int(x.isnan().sum()):
+        raise DataError(f"the input has {bad} NaN values; a quantised model takes numbers")
 
 
 def _key(name: str) -> str:

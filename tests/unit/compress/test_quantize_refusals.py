@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 from thrifty.capture import capture
 from thrifty.compress import Quantize, Train
 from thrifty.deploy.lower import check
-from thrifty.errors import Incompatible, UnsupportedModel
+from thrifty.errors import DataError, Incompatible, KnobError, UnsupportedModel
 from thrifty.task import Task
 
 
@@ -121,3 +121,63 @@ def test_another_tensor_with_a_history_is_named():
     model[6].cache = model[6].weight * 2
     with pytest.raises(Incompatible, match="6: 'cache' is computed"):
         Quantize().edit(model, maps())
+
+
+# --- numbers ---
+
+
+def test_a_negative_variance_is_named_not_the_layer_before_it():
+    model = end(64, nn.BatchNorm2d(4))
+    model[1].running_var[2] = -3
+    with pytest.raises(DataError, match=r"^1\.running_var reaches -3"):
+        Quantize().edit(model, maps())
+
+
+def test_large_biases_name_the_layer_and_what_to_change():
+    model = plain()
+    with torch.no_grad():
+        model[2].bias[1], model[6].bias[0] = 3e4, -3e4
+    with pytest.raises(KnobError) as caught:
+        Quantize.microai(16).edit(model, maps())
+    for part in ("2 (", "6 (", "a bias of 30000", "fraction_bits", "granularity='layer'"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_nan_inputs_are_refused_by_the_exact_form(training):
+    quantized = Quantize(calibration_samples=16).edit(plain(), maps())
+    quantized.train(training).training_hard = training
+    x = maps().example.clone()
+    x[0, 0, 0, 0] = torch.nan
+    with pytest.raises(DataError, match="1 NaN values"):
+        quantized(x)
+    x[0, 0, 0, 0] = torch.inf  # saturates, as on the device
+    assert training or bool(quantized(x).isfinite().all())
+
+
+def test_every_layer_whose_scale_is_beyond_float32_is_named():
+    model = plain()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1e-42)
+    with pytest.raises(KnobError, match=r"0 \(conv_0\): a scale must lie in .*; 2 \(conv_2\): a scale"):
+        Quantize().edit(model, maps())
+
+
+@pytest.mark.parametrize("technique", [Quantize(), Quantize(bits=16), Quantize(scales="power_of_two")])
+def test_sums_far_above_the_clip_are_refused_at_the_layer_that_has_them(technique):
+    model = plain()
+    with torch.no_grad():
+        model[2].bias[1] = 3e30
+    (sentence,) = refused(model, technique)
+    assert sentence.startswith("2 (conv_2): its range is")
+    (sentence,) = refused(plain(), technique, maps(1e30))
+    assert sentence.startswith("0 (conv_0): its range is")
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+def test_weights_a_thousand_times_too_large_still_quantise(bits):
+    model = plain()
+    with torch.no_grad():
+        model[2].weight.mul_(1e3)
+    assert Quantize(bits=bits).edit(model, maps())(maps().example).isfinite().all()
