@@ -124,9 +124,10 @@ class Quantize:
     def edit(self, model: nn.Module, task: Task) -> nn.Module:
         """Return a QuantizedModel around a copy of `model`.
 
-        Raises Incompatible for a model that is quantised already or cannot be copied, UnsupportedModel that lists every
-        operator without an integer form, NoMatch for a pattern of per_layer that fits no layer, NothingToDo
-        without weights.
+        Raises Incompatible for a model that is quantised already or cannot be copied, UnsupportedModel that lists
+        every part without an integer form, NoMatch for a pattern of per_layer that fits no layer, NothingToDo
+        without weights, KnobError that names the layers whose scales or biases do not fit, DataError for values
+        that are not finite.
         """
         if any(isinstance(m, QuantizedModel) for m in model.modules()):
             raise Incompatible("the model is quantised already; quantise the float model, or use Train to train on")

@@ -69,7 +69,8 @@ def lost_ranges(model: QuantizedModel, calibrated: dict[str, float]) -> list[str
     calibrated: the scales before `update_scales`, by the name of the point. Layers behind a named one suffer from
     it, and are not named.
     """
-    bad, behind = [], set()
+    bad: list[str] = []
+    behind: set[str] = set()
     for node in model.graph:
         if not behind.isdisjoint(node.inputs):
             behind.add(node.name)
