@@ -37,17 +37,15 @@ class Prune:
     """
 
     ratio: float = 0.5  # share of the channels removed, in [0, 1)
-    importance: str = "l1"  # one of IMPORTANCES
-    scope: str = (
-        "uniform"  # "uniform": the same share everywhere; "global": the least important of all groups
-    )
-    ratios: Mapping[str, float] = field(default_factory=dict)  # module pattern -> ratio of its group
+    importance: str = "l1"  # what ranks channels: "l1" (weights), "bn" (batch norm), "taylor" (loss), "random"
+    scope: str = "uniform"  # "uniform": the same share everywhere; "global": the least important of all
+    ratios: Mapping[str, float] = field(default_factory=dict)  # module pattern -> its own ratio
     keep: tuple[str, ...] = ()  # patterns of modules whose channels all stay
     round_to: int = 4  # channel counts become multiples of this
     min_channels: int = 4  # no layer gets fewer
     recalibrate: bool = True  # estimate batch-norm statistics again
-    recover_epochs: int = 2
-    recover_lr: float = 0.01
+    recover_epochs: int = 2  # epochs of training after the cut; 0: none
+    recover_lr: float = 0.01  # learning rate of that training, at its start
 
     def __post_init__(self) -> None:
         """Refuse values outside their range, all at once."""
