@@ -6,7 +6,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -90,8 +90,12 @@ class Recipe:
         """Read a recipe from a TOML file (see from_toml)."""
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as err:
-            raise KnobError(f"the recipe {path} cannot be read: {err}") from err
+        except FileNotFoundError as err:
+            raise KnobError(f"there is no recipe {path}") from err
+        except OSError as err:
+            raise KnobError(f"the recipe {path} cannot be read: {err.strerror or err}") from err
+        except UnicodeDecodeError as err:
+            raise KnobError(f"the recipe {path} is not UTF-8 text") from err
         return cls.from_toml(text, table)
 
 
@@ -136,8 +140,8 @@ def make_step(knobs: dict[str, Any], table: Mapping[str, type]) -> Technique:
     return step
 
 
-def mistyped(kind: type, knobs: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each knob whose value is not of the type that the dataclass `kind` declares.
+def mistyped(kind: Callable[..., Any], knobs: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each knob whose value is not of the type that `kind`, a dataclass or a function, declares.
 
     Whole numbers are numbers as well; true and false are none. Types that TOML does not have are not examined.
     """

@@ -131,7 +131,7 @@ def test_whole_numbers_are_numbers_and_lists_are_tuples():
 def test_reading_a_file(tmp_path):
     (tmp_path / "r.toml").write_text(Recipe((Halve(0.75),)).to_toml())
     assert Recipe.read(tmp_path / "r.toml", TABLE) == Recipe((Halve(0.75),))
-    with pytest.raises(KnobError, match="cannot be read"):
+    with pytest.raises(KnobError, match=r"^there is no recipe [^ ]+none\.toml$"):
         Recipe.read(tmp_path / "none.toml", TABLE)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from thrifty.errors import KnobError, NoMatch, close_to
+from thrifty.recipe import mistyped
 from thrifty.zoo.autoencoder import AutoEncoder
 from thrifty.zoo.ds_cnn import DSCNN
 from thrifty.zoo.lenet import LeNet
@@ -43,7 +44,8 @@ ZOO: dict[str, type[nn.Module]] = {
 
 
 def create(name: str, **options: Any) -> nn.Module:
-    """Return a fresh model of the named family. Raises NoMatch for the name, KnobError for an unknown option.
+    """Return a fresh model of the named family. Raises NoMatch for the name, KnobError for an option
+    that is unknown or of another type.
 
     Every model has `input_shape`, without the batch axis, and every option has a default.
 
@@ -56,4 +58,6 @@ def create(name: str, **options: Any) -> nn.Module:
     strange = [f"'{o}' ({close_to(o, known)})" for o in options if o not in known]
     if strange:
         raise KnobError(f"'{name}' has no option {', '.join(strange)}")
+    if wrong := mistyped(ZOO[name].__init__, options):
+        raise KnobError(f"{name}: {'; '.join(wrong)}")
     return ZOO[name](**options)

@@ -144,3 +144,9 @@ def test_names_and_options_that_do_not_exist():
 def test_bad_options_say_what_is_allowed(name, options, said):
     with pytest.raises(KnobError, match=said):
         create(name, **options)
+
+
+def test_options_of_another_type_are_refused():
+    with pytest.raises(KnobError, match="lenet: classes is 'ten'; it must be a whole number"):
+        create("lenet", classes="ten")
+    assert create("lenet", classes=3, input_shape=[1, 8, 8]).input_shape == (1, 8, 8)
