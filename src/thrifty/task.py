@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -220,7 +223,12 @@ class Task:
         data = self.split(split)
         if len(outputs) != len(data):
             raise DataError(f"{len(outputs)} outputs for the {len(data)} rows of {self.name}'s {split} split")
-        value = float(self.measure(np.asarray(outputs), data.y.numpy()))
+        given = self.measure(np.asarray(outputs), data.y.numpy())
+        try:
+            value = float(given)
+        except (TypeError, ValueError, RuntimeError) as err:
+            kind = type(given).__name__
+            raise DataError(f"the metric of task '{self.name}' returned a {kind}; it must return one number") from err
         if math.isnan(value):
             where = "outputs contain NaN" if np.isnan(outputs).any() else "no output is NaN: see the metric"
             raise DataError(f"the metric of task '{self.name}' on {split} is NaN; {where}")
@@ -269,6 +277,7 @@ class Task:
         >>> len(task.train), len(task.validation), len(task.test)
         (28, 6, 6)
         """
+        _refuse_unknown(more, _OPTIONS)
         x, y = np.asarray(x), np.asarray(y)
         if not len(x) or len(x) != len(y):
             raise DataError(f"x has {len(x)} rows and y {len(y)}; both need the same number, above 0")
@@ -305,13 +314,10 @@ class Task:
         Optional arrays: groups (rows of one group never part) and classes (names). more: as in `from_arrays`.
         """
         path = Path(path)
+        _refuse_unknown(more, _OPTIONS)
         if not path.is_file():
             raise DataError(f"there is no file {path}")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {k: file[k] for k in file.files}
-        except (OSError, ValueError) as err:
-            raise DataError(f"{path} is not a readable .npz file without pickled objects: {err}") from err
+        arrays = _npz_arrays(path)
         names = {"x_val": "x_validation", "y_val": "y_validation", "x_train": "x", "y_train": "y"}
         arrays = {names.get(k, k): v for k, v in arrays.items()}
         pairs = (("x", "y"), ("x_validation", "y_validation"), ("x_test", "y_test"))
@@ -340,6 +346,7 @@ class Task:
         size: (height, width) to resize to; needed when the images differ. more: as in `from_arrays`.
         """
         path = Path(path)
+        _refuse_unknown(more, ["size", *_OPTIONS], without=["classes"])
         names = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
         found = {names[d.name]: d for d in sorted(path.glob("*")) if d.is_dir() and d.name in names}
         nested = "train" in found and any(d.is_dir() for d in found["train"].iterdir())
@@ -377,3 +384,34 @@ class Task:
             elif loader is not None:
                 arrays["x" + ending], arrays["y" + ending] = read_loader(loader)
         return cls.from_arrays(**arrays, **more)
+
+
+_OPTIONS = ("groups", "validation", "test", "seed")  # of from_arrays, which are no fields
+
+
+def _refuse_unknown(given: Mapping[str, Any], more: Iterable[str], without: Iterable[str] = ()) -> None:
+    """Raise KnobError for options that neither a task has, nor what makes one (`more`)."""
+    fields = [n for n in inspect.signature(Task).parameters if n not in (*SPLITS, "seed", *without)]
+    known = [*more, *fields]
+    strange = [f"'{o}' ({close_to(o, known)})" for o in given if o not in known]
+    if strange:
+        raise KnobError(f"a task has no option {', '.join(strange)}")
+
+
+def _npz_arrays(path: Path) -> dict[str, Any]:
+    """Return the arrays of an .npz file; nothing in it is executed."""
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path} is no .npz file; write one with numpy.savez(path, x=x, y=y)")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {k: file[k] for k in file.files}
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as err:
+        raise DataError(f"{path} is damaged: {err}") from err
+    except ValueError as err:
+        raise DataError(
+            f"{path} holds Python objects or a damaged array; give plain arrays, all rows of one length"
+        ) from err
+    wrong = [k for k, v in found.items() if not isinstance(v, np.ndarray)]
+    if wrong:
+        raise DataError(f"{path} holds {', '.join(wrong)}, which are no arrays; write it with numpy.savez")
+    return found

@@ -246,17 +246,31 @@ def test_npz_without_splits_and_with_classes(tmp_path):
     assert len(task.train) + len(task.validation) + len(task.test) == 120
 
 
+def test_an_unknown_option_of_a_file_is_refused_with_the_known_ones(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.zeros((20, 1)), y=np.arange(20) % 2)
+    with pytest.raises(KnobError, match=r"no option 'sise'"):
+        Task.from_npz(tmp_path / "a.npz", sise=8)
+    with pytest.raises(KnobError, match=r"'sise' \(.*size"):
+        Task.from_folder(tmp_path, sise=8)
+
+
+def test_a_metric_must_return_a_number():
+    task = Task.from_arrays(np.zeros((20, 1)), np.arange(20) % 2, metric=lambda outputs, labels: "good")
+    with pytest.raises(DataError, match="returned a str"):
+        task.score_outputs(np.zeros((len(task.validation), 2)))
+
+
 def test_unusable_npz_files(tmp_path):
     with pytest.raises(DataError, match="there is no file"):
         Task.from_npz(tmp_path / "none.npz")
     (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(DataError, match="not a readable"):
+    with pytest.raises(DataError, match=r"text\.npz is no \.npz file"):
         Task.from_npz(tmp_path / "text.npz")
     np.savez(tmp_path / "half.npz", x=np.zeros((3, 1)), x_test=np.zeros((3, 1)))
     with pytest.raises(DataError, match="lacks y, y_test"):
         Task.from_npz(tmp_path / "half.npz")
     np.savez(tmp_path / "objects.npz", x=np.array([None, 1]), y=np.zeros(2))
-    with pytest.raises(DataError, match="pickle"):
+    with pytest.raises(DataError, match="holds Python objects"):
         Task.from_npz(tmp_path / "objects.npz")
 
 
