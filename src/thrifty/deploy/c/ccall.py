@@ -92,6 +92,7 @@ class CCall:
     constants: Mapping[str, Constant] | None = None  # $key -> definition
     scratch_bytes: int = 0  # memory that $scratch points to, 8-byte aligned
     note: str = ""  # a remark for the comment of the layer
+    instances: tuple[str, ...] = ()  # macro calls that define inner kernels; equal ones are emitted once
     free_in_place: bool = False  # nothing is to be done when the output has the memory of the first input
 
     @property

@@ -88,6 +88,7 @@ def render(
         "macs": program.macs,
         "constant_bytes": words.constant_bytes,
         "headers": included,
+        "instances": list(dict.fromkeys(i for c in calls for i in c.instances)),
         "arena": words.arena,
         "buffers": words.buffers(),
         "layers": words.layers(),

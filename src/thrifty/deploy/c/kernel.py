@@ -12,6 +12,7 @@ from thrifty.deploy.c.text import c_array
 Array = npt.NDArray[Any]
 Member = str | int | tuple[int, ...]  # a C expression; a 16-bit size; several of them in a nested struct
 Members = list[tuple[str, Member]]
+STREAM = "/* Weights, biases and, where there are any, multipliers, in the order in which the kernel reads them. */"
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Kernel:
     headers: tuple[str, ...]  # of kernels/, each includes what it needs
     function: str
     struct: str  # C type of the constants
-    instances: tuple[str, ...]  # macro calls that define the inner kernels; equal ones are emitted once
+    instances: tuple[str, ...]  # macro calls that define the inner kernels; to be written once, before the constants
     arrays: tuple[tuple[str, str, Array], ...]  # (suffix, C type, values)
     members: tuple[tuple[str, Member], ...]  # of the struct; "{name}" stands for the name of the constants
     scratch_bytes: int = 0
@@ -40,9 +41,11 @@ class Kernel:
         return max(size for group in sizes for size in group)
 
     def constants(self, name: str) -> str:
-        """Return C text: the inner kernels that are still undefined, and the constants as `name`."""
-        parts = [_once(instance) for instance in self.instances]
-        parts += [c_array(f"{name}_{suffix}", values, ctype) for suffix, ctype, values in self.arrays]
+        """Return C text: the constants as `name`; they need the inner kernels of `instances`."""
+        parts: list[str] = []
+        for suffix, ctype, values in self.arrays:
+            parts += [STREAM] if suffix == "stream" else []
+            parts.append(c_array(f"{name}_{suffix}", values, ctype))
         members = [f"    .{key} = {_initialiser(value).replace('{name}', name)}," for key, value in self.members]
         return "\n".join([*parts, f"static const {self.struct} {name} = {{", *members, "};"])
 
@@ -53,8 +56,3 @@ class Kernel:
 
 def _initialiser(member: Member) -> str:
     return "{" + ", ".join(map(str, member)) + "}" if isinstance(member, tuple) else str(member)
-
-
-def _once(instance: str) -> str:
-    guard = "HAS_" + "_".join("".join(c if c.isalnum() else " " for c in instance).split())
-    return f"#ifndef {guard}\n#define {guard}\n{instance}\n#endif"

@@ -76,4 +76,5 @@ def kernel(call: Call, program: Program) -> CCall:
     found = pack(call, program.buffers[call.inputs[0]], program.buffers[call.output])
     text = found.call("$k", "$x", "$y", "$scratch")
     constants = {"k": CText(found.constants, found.flash_bytes)}
-    return CCall(text, found.headers, constants, found.scratch_bytes, f"kernel {found.variant}")
+    note = f"kernel {found.variant}"
+    return CCall(text, found.headers, constants, found.scratch_bytes, note, found.instances)

@@ -235,6 +235,7 @@ def source(cases: list[Case]) -> str:
     """Return C: for each case n `caseN_x`, `caseN_y`, and a function `caseN` that runs it."""
     headers = sorted({h for case in cases for h in case.kernel.headers})
     parts = [f'#include "{h}"' for h in headers]
+    parts += dict.fromkeys(i for case in cases for i in case.kernel.instances)
     for i, case in enumerate(cases):
         kernel, name = case.kernel, f"case{i}"
         parts.append(kernel.constants(f"{name}_k"))

@@ -78,6 +78,15 @@ def test_equal_constants_are_there_once(tmp_path):
     assert lookup.constants["table"].size == 256
 
 
+def test_inner_kernels_are_made_once_before_the_layers(tmp_path):
+    text = (emit(network("int8"), tmp_path / "c") / "net.c").read_text()
+    made = re.findall(r"^THRIFTY_\w+\(.*\)$", text, re.MULTILINE)
+    assert made
+    assert len(made) == len(set(made))
+    assert text.rindex(made[-1]) < text.index("/* Layer 0")
+    assert "HAS_" not in text
+
+
 @pytest.mark.parametrize("kind", ["int8", "float32"])
 def test_the_self_test_passes_and_fails_when_it_should(kind, tmp_path):
     program = network(kind)
