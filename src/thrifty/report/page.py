@@ -224,6 +224,7 @@ def _legend() -> str:
     items = [
         item(dot("chosen fits", 6), "chosen"),
         item(dot("pareto fits"), "Pareto set"),
+        item(dot("pareto fails"), "Pareto set, outside the budget"),
         item(dot("tried fits"), "within budget"),
         item(dot("tried fails"), "outside"),
         item(element("path", d="M8 2 L14 8 L8 14 L2 8 Z", class_="mark start"), "the model as given"),
