@@ -258,6 +258,9 @@ def test_interrupted_it_keeps_what_it_has(fast, net, task):
     assert len(result.trials) == 3
     assert any("interrupted after 3 of at most 10 trials" in note for note in result.report.notes)
     assert result.model is not None
+    assert result.report.test_scores is None  # kept for the end of the resumed search
+    assert any("test split is untouched" in note for note in result.report.notes)
+    assert result.report.environment["compiler"]
     with pytest.raises(KeyboardInterrupt):
         optimize(net, task, Budget(max_drop=0.05), progress=Stop(0))
 

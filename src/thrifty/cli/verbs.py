@@ -27,7 +27,6 @@ from thrifty.compress import TECHNIQUES
 from thrifty.compress import compress as apply_recipe
 from thrifty.compress.refuse import refusals as integer_refusals
 from thrifty.cost import Cost, count, count_nodes
-from thrifty.deploy.c.build import CrossCompiler
 from thrifty.deploy.c.host import run_host
 from thrifty.deploy.fidelity import layer_fidelity
 from thrifty.deploy.lower import check as refusals
@@ -69,7 +68,6 @@ def run_optimize(args: argparse.Namespace) -> int:
             train=args.train, keep=args.keep, folder=out / "c",
         )  # fmt: skip
     report = result.report
-    _name_compiler(report)
     write_text(out / "recipe.toml", result.recipe.to_toml())
     report.files["recipe"] = "recipe.toml"
     _save(result.model, out, source, report)
@@ -272,9 +270,8 @@ def _budget(args: argparse.Namespace) -> Budget:
 
 def _name_compiler(report: Report) -> None:
     """Note which compiler flash and instructions belong to: counts of two compilers differ."""
-    target = find_target(report.target)
-    if target.core != "host":
-        report.environment["compiler"] = CrossCompiler.find("auto", target).version
+    if version := deployment.compiler_version(report.target):
+        report.environment["compiler"] = version
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:

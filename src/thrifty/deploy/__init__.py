@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-__all__ = ["Deployment", "deploy", "measure", "refuse_missing_tools", "rehearse"]
+__all__ = ["Deployment", "compiler_version", "deploy", "measure", "refuse_missing_tools", "rehearse"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def deploy(
         with tempfile.TemporaryDirectory(prefix=".thrifty-", dir=folder.parent) as place:
             made = _made(program, chosen, Path(place) / "c", stored, vectors)
             emit(program, folder, (stored[:vectors], made.expected[:vectors]), chosen)
-            made = _moved(made, folder)
+            made = _kept(made, folder)
     except OSError as err:
         raise StoreError(f"the C project cannot be written to {folder}: {err.strerror or err}") from err
     return _deployment(program, chosen, folder, made)
@@ -143,6 +144,14 @@ def refuse_missing_tools(target: str | Target) -> None:
         CrossCompiler.find("auto", chosen)
         need("unicorn", extra="deploy")
         need("elftools.elf.elffile", extra="deploy")
+
+
+def compiler_version(target: str | Target) -> str | None:
+    """Return which compiler flash and instructions on a target belong to (they differ); None for the host."""
+    from thrifty.deploy.c.build import CrossCompiler
+
+    chosen = _target(target)
+    return None if chosen.core == "host" else CrossCompiler.find("auto", chosen).version
 
 
 def measure(program: Program, target: str = "cortex-m4") -> Cost:
@@ -301,14 +310,24 @@ def _refuse_small(target: Target, flash_bytes: int, ram_bytes: int) -> None:
         raise KnobError(f"the model does not fit {target.title} ('{target.name}'): it needs {', '.join(short)}")
 
 
-def _moved(made: _Made, folder: Path) -> _Made:
-    """Copy the built image into the finished project."""
+def _kept(made: _Made, folder: Path) -> _Made:
+    """Keep the built image in the cache, under a hash of its bytes: the project holds sources only."""
     if made.image is None:
         return made
-    old = made.image.folder
-    shutil.copytree(old / "build", folder / "build", dirs_exist_ok=True)
-    elf = folder / made.image.elf.relative_to(old)
-    return replace(made, image=replace(made.image, folder=folder, elf=elf))
+    from thrifty.deploy.c.build import cache_folder
+
+    built = made.image.elf
+    place = cache_folder() / "images" / hashlib.sha256(built.read_bytes()).hexdigest()[:20]
+    if not place.exists():
+        place.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent) as fresh:
+            shutil.copytree(built.parent, Path(fresh) / "image")
+            try:
+                (Path(fresh) / "image").rename(place)
+            except OSError:
+                if not place.exists():  # else another process was first
+                    raise
+    return replace(made, image=replace(made.image, folder=folder, elf=place / built.name))
 
 
 def _channels_first(shape: tuple[int, int, int]) -> tuple[int, ...]:

@@ -89,6 +89,8 @@ class Ending:
             title=f"optimize {type(bench.model).__name__} for {self.target}", budget=budget, target=self.target,
             seed=bench.task.seed, metric=_metric_name(bench.task),
         )  # fmt: skip
+        if version := deploy.compiler_version(self.target):
+            report.environment["compiler"] = version
         self._rows(report, recipe, chosen)
         report.candidates.extend(_candidate(t, t is chosen, t in front, budget) for t in self.trials)
         self._sensitivities(report)
@@ -152,6 +154,9 @@ class Ending:
     def _test(self, report: Report, program: Program, recipe: Recipe) -> None:
         """Touch the test split: once, for the model as it was and for the deployed program."""
         bench = self.bench
+        if self.interrupted:
+            report.notes.append("scores are those of validation: the test split is untouched until the search ends")
+            return
         if bench.task.test is None:
             report.notes.append(
                 "there is no test split: scores are those of the validation split that chose the recipe"

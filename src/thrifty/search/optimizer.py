@@ -84,7 +84,8 @@ def optimize(
     training. train=False: never trains. keep: patterns of modules that are left at full width. folder:
     where the C project is written (None = nowhere).
 
-    Ctrl-C ends the search with what is known, `interrupted` set; it is passed on when no trial was finished.
+    Ctrl-C ends the search with what is known, `interrupted` set and the test split untouched, so that it is
+    scored once when a resumed search ends; it is passed on when no trial was finished.
     Raises, before any work: KnobError, NoMatch, DataError (NaN in the weights, a metric that gives NaN,
     shapes that do not fit), CaptureError, UnsupportedModel with everything that cannot be deployed,
     MissingExtra without a compiler or emulator; StoreError when `state` holds another search or cannot be

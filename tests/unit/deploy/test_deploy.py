@@ -58,6 +58,7 @@ def test_a_graph_becomes_a_proven_project(tmp_path, samples):
     assert done.image.elf.is_file()
     assert done.image.folder == tmp_path / "c"
     assert (tmp_path / "c" / "tiny.c").is_file()
+    assert not (tmp_path / "c" / "build").exists()  # sources only
     assert [p.name for p in tmp_path.iterdir()] == ["c"]  # nothing temporary is left
     assert done.cost.params == 8 * 9 + 8 + 8 * 3 + 3
     layers = {layer.name: layer for layer in done.layers()}
