@@ -131,7 +131,8 @@ def test_all_tensors_that_do_not_fit_are_listed(tmp_path):
 
 def test_another_class_is_refused_with_every_difference(tmp_path):
     save(saved_net(), tmp_path / "m")
-    with pytest.raises(StoreError, match=r"the model itself was a SavedNet; the given one has class Tied(.|\n)*'features\.2'"):
+    refusal = r"the model itself was a SavedNet; the given one has class Tied(.|\n)*'features\.2'"
+    with pytest.raises(StoreError, match=refusal):
         load(tmp_path / "m", Tied)
 
 
