@@ -24,7 +24,7 @@ STEPS = (0.0, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 
 DECADES = 6  # above 0.75 the ladder goes on as 1, 2, 5, 10, 20, 50, ...
 
 
-class Exhausted(Exception):  # noqa: N818 (a signal, not an error)
+class Exhausted(Exception):
     """No trials are left."""
 
 

@@ -236,7 +236,7 @@ def _fact(state: State, name: str, compute: Callable[[], float]) -> float:
     return float(state.facts[name])
 
 
-class _OutOfTime(Exception):  # noqa: N818 (a signal, not an error)
+class _OutOfTime(Exception):
     pass
 
 
