@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from tables import NETWORKS, PEERS, load
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "_static"
@@ -23,6 +24,14 @@ def save(figure: Any, name: str) -> None:
     figure.savefig(OUT / name, metadata={"Date": None}, bbox_inches="tight")
     plt.close(figure)
     print(f"written: {OUT / name}")
+
+
+def log_axis(axes: Any) -> None:
+    """A logarithmic axis with plain numbers on it."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def cost_picture(result: dict[str, Any]) -> None:
@@ -53,7 +62,7 @@ def precision_picture(results: dict[str, dict[str, Any]]) -> None:
         for k, v in enumerate(result["variants"]):
             axes.plot(v["flash_bytes"] / 1024, 100 * v["test"], "o", color=colours(k), label=v["name"])
         axes.set_title(NETWORKS[result["network"]], fontsize=8.5)
-        axes.set_xscale("log")
+        log_axis(axes)
         axes.set_xlabel("flash, KiB")
         low, high = axes.get_ylim()
         axes.set_ylim(min(low, high - 2), high + 0.2)
@@ -74,7 +83,7 @@ def optimize_picture(results: dict[str, dict[str, Any]]) -> None:
         axes.plot([t["flash_bytes"] / 1024 for t in tried], [100 * t["score"] for t in tried], "o", color=CMSIS, ms=4)
         chosen = result["chosen"]
         axes.plot(chosen["flash_bytes"] / 1024, 100 * chosen["validation"], "o", color="#d35400", ms=7)
-        axes.set_xscale("log")
+        log_axis(axes)
         axes.set_ylim(max(axes.get_ylim()[0], floor - 8), None)
         axes.set_title(NETWORKS[result["network"]], fontsize=8)
         axes.set_xlabel("flash, KiB")

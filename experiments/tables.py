@@ -128,7 +128,7 @@ def train_table(results: dict[str, dict[str, Any]]) -> str:
     for name, r in results.items():
         scores = r["scores"]
         test = percent(scores["test"]) if r["metric"] == "accuracy" else f"{scores['test']:.4f}"
-        rows.append([name, r["parameters"], r["spec"]["fit"]["epochs"], test, f"{r['seconds']:.0f} s"])
+        rows.append([name, r["parameters"], r["spec"]["fit"]["epochs"], test, f"{r.get('training_seconds', r['seconds']):.0f} s"])
     return table(("experiment", "parameters", "epochs", "float test accuracy %", "training"), rows)
 
 
