@@ -1,7 +1,7 @@
 """Run experiments: `python experiments/run.py experiments/train/har_resnetv1_6_16.toml ...`.
 
-Each file says its `kind`; KINDS names the function that carries it out and returns what goes into
-experiments/results/NAME.json. Experiments of the tier "gpu" are skipped unless --gpu is given; those that
+Each file says its `kind`: the module of this folder whose function `run(spec, name) -> dict` carries it out; what it returns
+goes into experiments/results/NAME.json. Experiments of the tier "gpu" are skipped unless --gpu is given; those that
 have a result are skipped unless --again is given.
 """
 
@@ -21,7 +21,6 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-KINDS = {"train": "train", "deploy": "deploy", "parity": "parity", "optimize": "optimize", "cost": "cost", "fewshot": "fewshot"}  # kind -> module in this folder, with a function run(spec, name) -> dict
 
 
 def environment() -> dict[str, Any]:
@@ -75,7 +74,7 @@ def main() -> int:
             continue
         print(f"{file.stem}: running", flush=True)
         start = time.monotonic()
-        found = importlib.import_module(KINDS[spec["kind"]]).run(spec, file.stem)
+        found = importlib.import_module(spec["kind"]).run(spec, file.stem)
         seconds = round(time.monotonic() - start, 1)
         write_json(
             result,

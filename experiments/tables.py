@@ -1,15 +1,19 @@
-"""Write docs/results.md, its pictures and the table in README.md from experiments/results/*.json.
+"""Write docs/results.md, the table in README.md and the tables and pictures of every page from experiments/results/*.json.
 
 `python experiments/tables.py` writes; `python experiments/tables.py --check` fails when what is written is not what the
-results say.
+results say (of pictures, whose bytes differ between versions of matplotlib, only that they are there). A page of docs/ (or README.md) holds `<!-- table: NAME -->` ... `<!-- /table -->`; NAME is a key of `TABLES` in
+some module of this folder, a function that returns Markdown. `PICTURES` (file name -> function that returns SVG text) go to
+docs/pictures/.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +49,12 @@ def load(kind: str) -> dict[str, dict[str, Any]]:
     """Return the results of one kind, by name."""
     found = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(RESULTS.glob("*.json"))}
     return {name: r for name, r in found.items() if r["spec"]["kind"] == kind}
+
+
+def result(name: str) -> dict[str, Any]:
+    """Return one result by the name of its file."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -192,21 +202,64 @@ def readme_table() -> str:
     return "" if costs is None else cost_table(costs)
 
 
-def main() -> int:
-    """Write or check."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true")
-    check = parser.parse_args().check
+def collect(attribute: str) -> dict[str, Callable[[], str]]:
+    """Return what the experiment modules of this folder offer under a name such as TABLES; a name used twice is an error."""
+    sys.path.insert(0, str(HERE))
+    found: dict[str, Callable[[], str]] = {}
+    for path in sorted(HERE.glob("*.py")):
+        if path.stem in ("run", "tables", "pictures") or attribute not in path.read_text(encoding="utf-8"):
+            continue
+        for name, make in getattr(importlib.import_module(path.stem), attribute, {}).items():
+            if name in found:
+                raise SystemExit(f"{attribute}: '{name}' is in two modules; the second is {path.name}")
+            found[name] = make
+    return found
+
+
+BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+def filled(text: str, tables: dict[str, Callable[[], str]], page: str) -> str:
+    """Return a page with every table block written anew."""
+    if text.count("<!-- table: ") != len(BLOCK.findall(text)):
+        raise SystemExit(f"{page}: a table block is not of the form <!-- table: NAME --> ... <!-- /table -->")
+
+    def block(match: re.Match[str]) -> str:
+        if match[2] not in tables:
+            raise SystemExit(f"{page}: no table '{match[2]}' in any module of experiments/")
+        return f"{match[1]}\n{tables[match[2]]().strip()}\n\n{match[3]}"
+
+    return BLOCK.sub(block, text)
+
+
+def pages() -> dict[Path, str]:
+    """Return the whole text of every file that this program writes."""
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     if MARK[0] in text:
         head, _, rest = text.partition(MARK[0])
         text = f"{head}{MARK[0]}\n\n{readme_table()}\n\n{MARK[1]}{rest.partition(MARK[1])[2]}"
+    found = {ROOT / "docs" / "results.md": results_page(), readme: text}
+    for path in sorted((ROOT / "docs").rglob("*.md")):
+        if "_build" not in path.parts:
+            found.setdefault(path, path.read_text(encoding="utf-8"))
+    tables = collect("TABLES")
+    found = {path: filled(text, tables, path.name) for path, text in found.items()}
+    pictures = ROOT / "docs" / "pictures"
+    return found | {pictures / name: draw() for name, draw in collect("PICTURES").items()}
+
+
+def main() -> int:
+    """Write or check."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
     stale = []
-    for path, content in ((ROOT / "docs" / "results.md", results_page()), (readme, text)):
-        if not path.exists() or path.read_text(encoding="utf-8") != content:
-            stale.append(path.name)
+    for path, content in pages().items():
+        if not path.exists() or (path.read_text(encoding="utf-8") != content and not (check and path.suffix == ".svg")):
+            stale.append(str(path.relative_to(ROOT)))
             if not check:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(content, encoding="utf-8")
     print(("stale: " if check else "written: ") + (", ".join(stale) or "nothing"))
     return 1 if check and stale else 0

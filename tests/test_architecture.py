@@ -16,8 +16,10 @@ WITHOUT_TORCH = (
     "thrifty.budget", "thrifty.report", "thrifty.deploy", "thrifty.deploy.lower", "thrifty.deploy.plan",
     "thrifty.deploy.run", "thrifty.deploy.fidelity", "thrifty.deploy.targets", "thrifty.deploy.c.emit",
     "thrifty.deploy.c.build", "thrifty.deploy.c.emulate", "thrifty.deploy.c.host", "thrifty.deploy.c.qemu",
+    "thrifty.fewshot", "thrifty.fewshot.generalization",
 )  # fmt: skip
-OPTIONAL = ("optuna", "unicorn", "elftools", "capstone", "ziglang", "sklearn", "scipy", "PIL", "matplotlib", "onnx")
+OPTIONAL = ("optuna", "unicorn", "elftools", "capstone", "ziglang", "sklearn", "scipy", "PIL", "matplotlib", "onnx",
+            "transformers", "peft", "accelerate", "gguf", "lm_eval", "tokenizers")
 
 
 def sources():
@@ -168,3 +170,10 @@ def test_what_the_design_forbids_is_absent(word):
                 names = [ast.unparse(node)]
             found += [f"{path.name}: {n}" for n in names if f".{word}." in f".{n}."]
     assert not found
+
+
+def test_every_number_of_the_pages_comes_from_a_result():
+    done = subprocess.run(
+        [sys.executable, "experiments/tables.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
