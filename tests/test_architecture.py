@@ -54,7 +54,11 @@ def test_only_the_command_line_prints():
 
 def run_hidden(hidden, code):
     """Run code in a fresh process in which importing the hidden packages fails."""
-    hide = f"import sys\nfor name in {hidden!r}: sys.modules[name] = None\n"
+    hide = (  # a finder and not sys.modules[name] = None: SciPy looks into sys.modules
+        "import sys\nclass Hide:\n def find_spec(self, name, path=None, target=None):\n"
+        f"  if name.split('.')[0] in {hidden!r}: raise ModuleNotFoundError('hidden: ' + name, name=name)\n"
+        "sys.meta_path.insert(0, Hide())\n"
+    )
     return subprocess.run(
         [sys.executable, "-c", hide + code], capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
