@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from thrifty.capture import capture
 from thrifty.compress.execute import FLOAT, Exact, exact_constants, run_exact
 from thrifty.compress.fake_quantize import WeightQuantizer, integers
 from thrifty.compress.fold import fold_batch_norms
+from thrifty.compress.places import nodes_at
 from thrifty.compress.points import (
     CONSTANTS,
     WEIGHTED,
@@ -39,8 +41,8 @@ class QuantizedModel(nn.Module):
     unless `hard` is set to False: then, and in training, and under torch.export, values are rounded in
     float (`soft`). Made by Quantize, or by `from_spec`; the state dict holds plain tensors.
 
-    The graph is run, not the modules: forward hooks on the modules of `model` see nothing. torch.compile takes it
-    in eval mode; training needs the ranges as Python numbers.
+    The graph is run, not the modules: forward hooks on the modules of `model` see nothing; `watching` shows what
+    passes them. torch.compile takes it in eval mode; training needs the ranges as Python numbers.
     """
 
     quantized = True
@@ -65,6 +67,8 @@ class QuantizedModel(nn.Module):
         self._last_uses = last_uses(graph)
         self._exact: dict[str, Exact] = {}
         self._exact_key: tuple[Any, ...] = ()
+        self._nodes_at: dict[str, str] = {}  # place -> node, as far as they were asked for
+        self._watched: dict[str, Any] | None = None  # node -> value, while somebody watches
         self._parametrise(graph)
         self._keep_constants(graph)
         names = [n for n in graph.quantised_points() if graph[n].dtype == "float32"]
@@ -274,10 +278,31 @@ class QuantizedModel(nn.Module):
         values: dict[str, Any] = {}
         for node in self.graph.nodes:
             values[node.name] = step(node, [values[i] for i in node.inputs])
+            if self._watched is not None and node.name in self._watched:
+                self._watched[node.name] = values[node.name] if result is None else result(node, values[node.name])
             for name in self._last_uses[node.name]:
                 del values[name]
         out = [values[n] if result is None else result(self.graph[n], values[n]) for n in self.graph.outputs]
         return out[0] if len(out) == 1 else tuple(out)
+
+    @contextmanager
+    def watching(self, places: Sequence[str], x: Tensor) -> Iterator[dict[str, Tensor]]:
+        """Give a mapping that the passes within fill with what they show at places of `model`, by place.
+
+        Values are those of the pass: rounded where the graph rounds, with its gradients; in exact passes, a layer
+        into which an activation is fused shows what that gives. x: (n, ...), inputs that tell the operators apart
+        (see compress.places). Raises Incompatible for a place that no operator gives.
+        """
+        new = [place for place in places if place not in self._nodes_at]
+        self._nodes_at |= nodes_at(self, new, x) if new else {}
+        nodes = {place: self._nodes_at[place] for place in places}
+        self._watched, before = dict.fromkeys(nodes.values()), self._watched
+        shown: dict[str, Tensor] = {}
+        try:
+            yield shown
+            shown.update({place: self._watched[name] for place, name in nodes.items()})
+        finally:
+            self._watched = before
 
     def prepare(self) -> None:
         """Compute the integer constants anew if a tensor changed since; `exact` does so by itself."""

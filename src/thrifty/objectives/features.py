@@ -6,10 +6,10 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from thrifty.errors import DataError, Incompatible, KnobError, NoMatch, close_to
 
 INPUT = ":input"  # ending of a place: what enters the module instead of what leaves it
+LARGE = 1 << 16  # elements from which a matrix of features is multiplied in blocks, on the CPU
+FEW = 16  # rows of the smallest block
 
 
 class Teacher(nn.Module):
@@ -50,6 +52,23 @@ class Teacher(nn.Module):
         self.train(False)
         with torch.no_grad():
             return self.model(x)
+
+
+@runtime_checkable
+class RunsGraph(Protocol):
+    """A model that runs a graph of operators read from other modules, on which hooks see nothing: a QuantizedModel."""
+
+    model: nn.Module  # the modules that were read; their paths name places
+
+    def watching(self, places: Sequence[str], x: Tensor) -> AbstractContextManager[Mapping[str, Tensor]]:
+        """Give a mapping that a pass within fills with what it shows at places of `model`; x: (n, ...) inputs."""
+
+
+def modules_of(model: nn.Module) -> nn.Module:
+    """Return the model whose modules name the places: without the teacher, or the graph, around it."""
+    inner = model.model if isinstance(model, Teacher) else model
+    found: nn.Module = inner.model if isinstance(inner, RunsGraph) else inner
+    return found
 
 
 @dataclass(frozen=True)
@@ -119,10 +138,10 @@ def find(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
     >>> find(nn.Sequential(nn.ReLU(), nn.Linear(2, 3)), ())
     ('1:input',)
     """
-    inner = model.model if isinstance(model, Teacher) else model
+    inner = modules_of(model)
     if not patterns:
         return (_before_last_linear(inner),)
-    names = [n for n, _ in inner.named_modules() if n]
+    names = [n for n, _ in inner.named_modules() if n and "parametrizations" not in n.split(".")]
     found: dict[str, None] = {}
     lost = []
     for pattern in patterns:
@@ -171,10 +190,16 @@ def look(model: nn.Module, x: Tensor, places: Sequence[str]) -> Seen:
     The hooks are gone afterwards, also after an error. Raises Incompatible for a place that cannot be used.
     """
     inner = model.model if isinstance(model, Teacher) else model
-    shown: dict[str, list[tuple[Any, int]]] = {place: [] for place in places if place}
-    with _hooks(inner, shown):
-        output = model(x)
-    at = {place: _one(place, found, len(x)) for place, found in shown.items()}
+    named = [place for place in places if place]
+    if isinstance(inner, RunsGraph):
+        with inner.watching(named, x) as given:
+            output = model(x)
+        at = {place: _one(place, [(value, value._version)], len(x)) for place, value in given.items()}
+    else:
+        shown: dict[str, list[tuple[Any, int]]] = {place: [] for place in named}
+        with _hooks(inner, shown):
+            output = model(x)
+        at = {place: _one(place, found, len(x)) for place, found in shown.items()}
     if not isinstance(output, Tensor):
         raise Incompatible(
             f"{type(inner).__name__} returns {type(output).__name__}; an objective needs one tensor: wrap the model "
@@ -208,8 +233,7 @@ def _one(place: str, found: list[tuple[Any, int]], rows: int) -> Tensor:
     """Return the only tensor that passed a place; refuse everything else."""
     if not found:
         raise Incompatible(
-            f"the module of '{place}' did not run; a QuantizedModel runs its graph instead of its modules: there, "
-            "and for modules that are not used, compare other layers, or the output with layers=('',)"
+            f"the module of '{place}' did not run; compare other layers, or the output with layers=('',)"
         )
     if len(found) > 1:
         raise Incompatible(f"the module of '{place}' ran {len(found)} times; name a layer that runs once")
@@ -248,13 +272,17 @@ def off_diagonal(h: Tensor) -> Tensor:
 
 
 class _Gram(torch.autograd.Function):
-    """h @ h.T with a gradient of one product instead of two."""
+    """h @ h.T: little more than half of the products going forward, and one product instead of two going back."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor) -> Tensor:
         """Return the scalar products."""
         ctx.save_for_backward(h)
-        return h @ h.T
+        if h.device.type != "cpu" or h.numel() < LARGE:
+            return h @ h.T
+        products = h.new_empty(len(h), len(h))
+        _fill(products, h)
+        return products
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -262,6 +290,18 @@ class _Gram(torch.autograd.Function):
         (h,) = ctx.saved_tensors
         result: Tensor = (grad + grad.T) @ h
         return result
+
+
+def _fill(products: Tensor, h: Tensor) -> None:
+    """Write h @ h.T: the two blocks on the diagonal likewise, the one below it once, and mirrored."""
+    half = len(h) // 2
+    if half < FEW:
+        torch.mm(h, h.T, out=products)
+        return
+    _fill(products[:half, :half], h[:half])
+    _fill(products[half:, half:], h[half:])
+    torch.mm(h[half:], h[:half].T, out=products[half:, :half])
+    products[:half, half:] = products[half:, :half].T
 
 
 def gram(h: Tensor) -> Tensor:

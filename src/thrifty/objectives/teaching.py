@@ -34,8 +34,7 @@ def with_teacher(
     model before its compression as the teacher; a frozen copy of it is kept.
 
     objective: "distillation" (with alpha = 1: the labels are the business of the task's own objective),
-        "graph_distillation" or "relational_distillation". A QuantizedModel shows its output only: with the last two,
-        give layers=("",) for a recipe that trains one.
+        "graph_distillation" or "relational_distillation".
     weight: at least 0; None = 1, 25 and 25, the values of the sources. knobs: of the objective.
     Raises NoMatch for another objective, KnobError for wrong knobs.
     """

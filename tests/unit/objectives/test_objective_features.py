@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from objective_nets import Fixed, Net, equal_states, hooks_of, state_of
@@ -8,7 +10,7 @@ from torch import nn
 
 from thrifty.compress import Quantize
 from thrifty.errors import Incompatible, NoMatch
-from thrifty.objectives import GraphDistillation, Teacher
+from thrifty.objectives import GraphDistillation, GraphSmoothness, RelationalDistillation, Teacher
 from thrifty.objectives.features import find, look
 
 X = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
@@ -93,14 +95,128 @@ def test_refuses_a_model_that_returns_several():
         look(nn.LSTM(5, 3), X, ())
 
 
-def test_a_quantised_model_shows_its_output_only():
-    task, net = small_task(), trained()
-    quantised = Quantize(calibration_samples=32).edit(net, task)
-    with pytest.raises(Incompatible, match="QuantizedModel"):
-        GraphDistillation(net).loss(quantised, task.train.x[:8], task.train.y[:8])
-    value = GraphDistillation(net, layers=("",)).loss(quantised.train(), task.train.x[:8], task.train.y[:8])
-    assert torch.isfinite(value)
-    assert value.requires_grad
+# quantised models, which run a graph instead of their modules
+
+
+class Moved(nn.Module):
+    """Operators that a graph folds (norm), moves (the ReLU behind the pool), merges (pad) and leaves out (drop)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.pool, self.relu = nn.MaxPool2d(2), nn.ReLU()
+        self.pad, self.last = nn.ZeroPad2d(1), nn.Conv2d(6, 5, 3)
+        self.drop, self.head = nn.Dropout(0.5), nn.Linear(5, 4)
+
+    def forward(self, x):
+        x = self.relu(self.pool(self.norm(self.conv(x))))
+        return self.head(self.drop(torch.relu(self.last(self.pad(x))).mean((2, 3))))
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A float model, and the same in integers of 16 bits."""
+    task = small_task()
+    torch.manual_seed(0)
+    net = Moved()
+    task.fit(net, epochs=2, lr=0.05, batch=16)
+    return net, Quantize(bits=16, bias_correction=False, calibration_samples=64).edit(net, task), task.train.x[:32]
+
+
+PLACES = ("norm", "relu", "last", "drop", "head:input", "head")
+
+
+def no_grad_look(net, x):
+    with torch.no_grad():
+        return look(net.eval(), x, PLACES)
+
+
+def apart(seen, expected, place):
+    """Return the largest difference at a place, as a share of the largest value."""
+    found = seen.at[place].detach()
+    return float((found - expected.at[place]).abs().max() / expected.at[place].abs().max())
+
+
+@pytest.mark.parametrize("mode", ["soft", "last part of training", "exact"])
+def test_a_quantised_model_shows_what_the_modules_would(pair, mode):
+    net, quantised, x = pair
+    quantised.train(mode != "exact").training_hard = mode == "last part of training"
+    try:
+        seen, expected = look(quantised, x, (*PLACES, "")), no_grad_look(net, x)
+    finally:
+        quantised.train(False).training_hard = False
+    assert all(seen.at[p].shape == expected.at[p].shape for p in PLACES)
+    if mode == "exact":  # the integers of a layer are those behind the activation that is fused into it
+        expected.at["norm"].clamp_(min=0), expected.at["last"].clamp_(min=0)
+    assert max(apart(seen, expected, p) for p in PLACES) < 2e-3
+    assert all(seen.at[p].requires_grad == (mode != "exact") for p in PLACES)
+    assert seen.at[""] is seen.output
+
+
+def test_coarser_integers_show_coarser_features(pair):
+    net, quantised, x = pair
+    coarse = Quantize(bits=4, calibration_samples=64).edit(net, small_task())
+    expected = no_grad_look(net, x)
+    errors = [apart(look(q, x, ("relu",)), expected, "relu") for q in (quantised, coarse)]
+    assert errors[0] < 1e-3 < errors[1] < 1
+
+
+def test_the_names_are_those_of_the_float_model(pair):
+    net, quantised, _ = pair
+    for patterns in ((), ("*",), ("re*", "head:input", "")):
+        assert find(quantised, patterns) == find(net, patterns)
+    assert find(Teacher(quantised), ("last",)) == ("last",)
+
+
+def test_a_place_without_an_operator_is_refused(pair):
+    _, quantised, x = pair
+    with pytest.raises(Incompatible, match=r"'pad'.*merged.*beside it"):
+        look(quantised, x, ("pad",))
+    with pytest.raises(RuntimeError):
+        look(quantised, x[:, :, :, :1], ("relu",))
+    assert quantised._watched is None
+    assert hooks_of(quantised) == 0
+
+
+@pytest.mark.parametrize("kind", [GraphDistillation, RelationalDistillation])
+def test_geometry_of_a_quantised_model(pair, kind):
+    """Loss as on the float model up to rounding; finite gradients, not all zero, also of the exact integers."""
+    net, quantised, x = pair
+    teacher = Teacher(copy.deepcopy(net))
+    with torch.no_grad():
+        for p in teacher.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    objective = kind(teacher, layers=("relu", "head:input"))
+    expected = float(objective.loss(net.eval(), x, None).detach())
+    quantised.train()
+    for hard in (False, True):
+        quantised.training_hard = hard
+        loss = objective.loss(quantised, x, None)
+        quantised.zero_grad()
+        loss.backward()
+        grads = {n: p.grad for n, p in quantised.named_parameters() if p.grad is not None}
+        assert float(loss.detach()) == pytest.approx(expected, rel=0.02)
+        assert all(torch.isfinite(g).all() for g in grads.values())
+        assert grads["model.conv.parametrizations.weight.original"].any()
+    quantised.train(False).training_hard = False
+
+
+def test_smoothness_of_a_hidden_layer_of_a_quantised_model(pair):
+    net, quantised, x = pair
+    y = torch.arange(len(x)) % 4
+    objective = GraphSmoothness(layer="relu", alpha=0.1)
+    loss = objective.loss(quantised.train(), x, y)
+    assert float(loss.detach()) == pytest.approx(float(objective.loss(net.eval(), x, y).detach()), rel=0.01)
+    loss.backward()
+    quantised.eval()
+
+
+def test_a_quantised_teacher_shows_its_features(pair):
+    net, quantised, x = pair
+    teacher = Teacher(quantised)
+    assert apart(look(teacher, x, PLACES), no_grad_look(net, x), "relu") < 2e-3
+    loss = GraphDistillation(teacher, layers=("relu",)).loss(net, x, None)
+    assert float(loss.detach()) < 1e-4
 
 
 # teachers

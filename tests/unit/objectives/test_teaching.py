@@ -10,7 +10,7 @@ from small import small_task, trained
 from torch import nn
 
 from thrifty.compress import Prune, Quantize, Train
-from thrifty.errors import Incompatible, KnobError, NoMatch
+from thrifty.errors import KnobError, NoMatch
 from thrifty.objectives import CrossEntropy, Distillation, GraphDistillation, GraphSmoothness, WeightedSum, with_teacher
 from thrifty.task import Task
 
@@ -59,12 +59,11 @@ def test_geometry_recovers_a_pruned_model(objective, net, task):
     assert task.score(edited) >= 0.9
 
 
-def test_geometry_trains_a_quantised_model_by_its_output(net, task):
-    quantize = TECHNIQUES["quantize"]
-    with pytest.raises(Incompatible, match="QuantizedModel"):
-        quantize.edit(net, with_teacher(task, net, "relational_distillation"))
-    taught = with_teacher(task, net, "relational_distillation", layers=("",))
-    assert task.score(quantize.edit(net, taught)) >= 0.9
+@pytest.mark.parametrize("objective", ["graph_distillation", "relational_distillation"])
+@pytest.mark.parametrize("layers", [(), ("stem", "body"), ("",)])
+def test_geometry_trains_a_quantised_model(objective, layers, net, task):
+    taught = with_teacher(task, net, objective, weight=1.0, layers=layers)
+    assert task.score(TECHNIQUES["quantize"].edit(net, taught)) >= 0.9
 
 
 def test_the_sum(net, task):
