@@ -17,6 +17,7 @@ from thrifty.fewshot.logistic_probe import LogisticProbe
 from thrifty.fewshot.nearest_class_mean import NearestClassMean
 from thrifty.fewshot.preprocess import base_mean, preprocess
 from thrifty.fewshot.soft_kmeans import SoftKMeans
+from thrifty.fewshot.unknown import WithUnknown
 
 __all__ = [
     "ESTIMATORS",
@@ -28,6 +29,7 @@ __all__ = [
     "LogisticProbe",
     "NearestClassMean",
     "SoftKMeans",
+    "WithUnknown",
     "accuracies",
     "augmented_shots",
     "average_views",
