@@ -45,9 +45,21 @@ def load_model(
         tokenizer = hf.AutoTokenizer.from_pretrained(where, **options)
     except (OSError, ValueError, KeyError, ImportError) as err:
         raise DataError(f"{path} cannot be loaded as a causal language model: {err}") from err
-    model = model.to(device).eval()
+    model = _plain(model).to(device).eval()
     parts_of(model)
     return model, tokenizer
+
+
+def _plain(model: Any) -> Any:
+    """Return a model read from GGUF, whose weights are floats now, without the marks of a quantised one.
+
+    With them it could not be saved or trained.
+    """
+    if getattr(model, "quantization_method", None) is not None and hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+        model.is_quantized, model.hf_quantizer = False, None
+        del model.quantization_method
+    return model
 
 
 def load_tokenizer(path: str | Path) -> Any:
