@@ -91,7 +91,7 @@ class WithUnknown(Preprocessed):
         self._means = np.stack([prepared[index == c].mean(axis=0) for c in range(len(self.classes_))])
         left_out = self._left_out_distances(prepared, index) if self.strangeness == "distance" else None
         values = self._left_out_margins(x_nd, y_n) if left_out is None else left_out
-        self.calibration_ = np.asarray(np.sort(values[self._counting(index, values)]), np.float64)
+        self.calibration_ = np.sort(values[self._counting(index, values)])
         self.threshold_ = self._threshold()
         return self
 
@@ -103,7 +103,7 @@ class WithUnknown(Preprocessed):
         """Return the conformal p-value of each query (n,): small for what is unlike the known classes."""
         strange = self.strangenesses(X)
         at_least = len(self.calibration_) - np.searchsorted(self.calibration_, strange, side="left")
-        result: Array = (1.0 + at_least) / (1.0 + len(self.calibration_))
+        result: Array = (1.0 + at_least.astype(np.float64)) / (1.0 + len(self.calibration_))
         return result
 
     def predict(self, X: npt.ArrayLike) -> Labels:

@@ -18,10 +18,11 @@ from typing import Any, Protocol, TypeVar
 from thrifty.budget import Budget, Violation
 from thrifty.cost import Cost
 from thrifty.errors import DataError, StoreError
+from thrifty.report.charts import KINDS, Chart, Gallery, Line, Matrix
 from thrifty.report.environment import environment
 
 __all__ = [
-    "Block", "Candidate", "Layer", "Memory", "Parity", "Report", "Row", "Table",
+    "Block", "Candidate", "Chart", "Gallery", "Layer", "Line", "Matrix", "Memory", "Parity", "Report", "Row", "Table",
     "environment", "write_bytes", "write_text",
 ]  # fmt: skip
 
@@ -184,7 +185,9 @@ class Report:
     layers: list[Layer] = field(default_factory=list)
     memory: Memory | None = None
     parity: Parity | None = None
+    charts: list[Matrix | Chart | Gallery] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
+    headline: str = ""  # the one line of truth of a report without a budget
     notes: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)  # what it is -> path, relative to the report
     test_scores: tuple[float, float] | None = None  # reference and final model, on the test split
@@ -238,6 +241,8 @@ class Report:
     @property
     def verdict(self) -> str:
         """The one line of truth."""
+        if self.headline and not self.budget.limits:
+            return f"{self.headline} (interrupted)" if self.interrupted else self.headline
         line = self.budget.verdict(self.cost, self.score_drop, "test" if self.test_scores else "")
         if self.parity is not None and not self.parity.clean:
             line = f"NOT equal on all engines: {self.parity}; {line}"
@@ -339,7 +344,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (Cost, Budget)):
         return _plain(value.to_dict())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        kind = {"kind": KINDS[type(value)]} if type(value) in KINDS else {}
+        return kind | {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from thrifty.budget import WORDS as LIMITS
 from thrifty.budget import digits
-from thrifty.report import Report, Table, pictures, text
+from thrifty.report import Report, Table, charts, pictures, text
 from thrifty.report.svg import element
 
 
@@ -38,6 +38,7 @@ def _sections(report: Report) -> list[str]:
         _section("Layers", _layers(report)),
         _section("Float against integer", _errors(report)),
         _section("Memory plan", _memory(report)),
+        *(_section(c.title, _chart(c, f"chart{i}")) for i, c in enumerate(report.charts)),
         *(_section(t.title, _table(t)) for t in report.tables),
         _section("Files", _files(report)),
         _section("Made with", _table(text.environment_table(report), header=False)),
@@ -164,6 +165,16 @@ def _memory(report: Report) -> str:
     if report.memory is None or not report.memory.blocks:
         return ""
     return _wide(pictures.memory_plan(report.memory)) + _folded("All buffers as a table", text.memory_table(report))
+
+
+def _chart(chart: charts.Matrix | charts.Chart | charts.Gallery, name: str) -> str:
+    if isinstance(chart, charts.Gallery):
+        return charts.gallery(chart)
+    note = f"<p class=note>{escape(chart.note)}</p>" if chart.note else ""
+    if isinstance(chart, charts.Matrix):
+        return note + f"<div class=scroll>{charts.matrix(chart, name)}</div>"
+    table = Table(chart.title, *charts.chart_rows(chart))
+    return note + charts.chart(chart, name) + _folded("The same as a table", table)
 
 
 def _files(report: Report) -> str:

@@ -11,10 +11,11 @@ from thrifty.budget import Budget
 from thrifty.cost import Cost
 from thrifty.errors import DataError, ThriftyError
 from thrifty.report import SCHEMA, Block, Candidate, Layer, Memory, Parity, Report, Row, Table
+from thrifty.report.charts import read_chart
 
 DERIVED = ("schema", "verdict", "within_budget", "violations")
 SIMPLE = (
-    "title", "target", "seed", "metric", "notes", "files", "interrupted", "environment",
+    "title", "target", "seed", "metric", "headline", "notes", "files", "interrupted", "environment",
 )  # fmt: skip
 
 
@@ -47,9 +48,10 @@ def _report(values: dict[str, Any]) -> Report:
         layers=[_layer(layer) for layer in values["layers"]],
         memory=None if memory is None else _memory(memory),
         parity=None if parity is None else Parity(**parity),
+        charts=[read_chart(c) for c in values.get("charts", [])],
         tables=[Table(t["title"], tuple(t["columns"]), t["rows"], t["note"]) for t in values["tables"]],
         test_scores=None if scores is None else (float(scores[0]), float(scores[1])),
-        **{name: values[name] for name in SIMPLE},
+        **{name: values[name] for name in SIMPLE if name != "headline" or name in values},
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from thrifty.budget import digits, format_bytes, format_count
 from thrifty.cost import PROVENANCE, UNITS, Cost
 from thrifty.report import Candidate, Report, Table
+from thrifty.report.charts import Chart, chart_rows
 
 WORDS = {
     "params": "params", "weight_bytes": "weights", "macs": "MACs", "activation_bytes": "activations",
@@ -145,6 +146,7 @@ def markdown(report: Report) -> str:
         details_table(report),
         candidates_table(report),
         layers_table(report),
+        *(Table(c.title, *chart_rows(c), c.note) for c in report.charts if isinstance(c, Chart)),
         *report.tables,
     ]
     tables += [memory_table(report), environment_table(report)]
