@@ -18,7 +18,15 @@ from thrifty.compress.layer_groups.distill import (
     group_loss,
     group_means,
 )
-from thrifty.compress.layer_groups.families import FAMILIES, Family, Stack, Unit, count_expected, stack_of
+from thrifty.compress.layer_groups.families import (
+    FAMILIES,
+    Family,
+    Stack,
+    Unit,
+    count_expected,
+    short_whisper,
+    stack_of,
+)
 from thrifty.compress.layer_groups.gates import Gates, Lagrangian, random_masks
 from thrifty.compress.layer_groups.grouping import Groups, Merge, cluster, group
 from thrifty.compress.layer_groups.hidden import hidden_states
@@ -28,5 +36,5 @@ __all__ = [
     "FAMILIES", "Compressed", "Family", "Gates", "Groups", "Lagrangian", "LinearCKA", "Matching", "Merge",
     "MinibatchCKA", "Plan", "Similarity", "Stack", "Unit", "cluster", "count_expected", "distance", "distill_and_prune",
     "group", "group_loss", "group_means", "hidden_states", "load", "mask", "prune", "random_masks", "save",
-    "similarities", "sizes", "stack_of",
+    "short_whisper", "similarities", "sizes", "stack_of",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ of a module of Hugging Face, except wavlm.py.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from thrifty.errors import UnsupportedModel, close_to
+from thrifty.errors import KnobError, UnsupportedModel, close_to
 
 KINDS = ("heads", "units", "channels")
 SAMPLES, TOKENS, FRAMES = "samples", "tokens", "frames"
@@ -282,3 +283,24 @@ def count_expected(shapes: Mapping[str, tuple[int, ...]], units: tuple[Unit, ...
             product = product * size
         total = total + product
     return total
+
+
+def short_whisper(model: nn.Module, positions: int) -> nn.Module:
+    """Return a copy of a Whisper model (or of its encoder) that hears only the first `positions` x 20 ms of a clip.
+
+    Keeps the first rows of the position table. Whisper itself pads every clip to 30 s; so, a clip of one second costs a
+    thirtieth. The model must then be given 2 x positions frames of log-mel. Raises UnsupportedModel
+    when the model is no Whisper, KnobError when it has fewer positions.
+    """
+    result = copy.deepcopy(model)
+    stack = stack_of(result)
+    table = getattr(stack.trunk, "embed_positions", None)
+    if not isinstance(table, nn.Embedding) or stack.family.mask != FRAMES:
+        raise UnsupportedModel([f"{type(model).__name__} is no Whisper: it has no table of positions to shorten"])
+    if not 1 <= positions <= table.num_embeddings:
+        raise KnobError(f"positions is {positions}; it must be 1..{table.num_embeddings}")
+    table.weight = nn.Parameter(table.weight.detach()[:positions].clone(), requires_grad=table.weight.requires_grad)
+    table.num_embeddings = positions
+    stack.config.max_source_positions = positions
+    stack.trunk.max_source_positions = positions  # type: ignore[assignment]
+    return result
