@@ -105,8 +105,8 @@ class Parts:
         assert isinstance(found, nn.ModuleList)
         return found
 
-    @blocks.setter
-    def blocks(self, blocks: nn.ModuleList) -> None:
+    def replace_blocks(self, blocks: nn.ModuleList) -> None:
+        """Put other blocks into the model; its configuration stays as it is."""
         setattr(self.trunk, self.family.blocks, blocks)
 
     def block_path(self, index: int) -> str:

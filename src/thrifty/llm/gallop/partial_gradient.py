@@ -60,7 +60,7 @@ class PartialGradient:
             self.ends = torch.zeros(n_rows + 1, dtype=kind, device=index.device)
             self.ends[1:] = torch.bincount(rows, minlength=n_rows).cumsum(0)
             self.index = (index % self.columns).to(kind)
-            self.shape = (n_rows, self.columns)
+            self.grid = _grid(self.ends, self.index, out, (n_rows, self.columns))
         anchor = torch.zeros((), device=weight.device, requires_grad=True)
 
         def forward(x: Tensor) -> Tensor:
@@ -93,16 +93,20 @@ class PartialGradient:
             part = left.index_select(1, self.rows).t() @ right
             self.out += part.view(-1).index_select(0, self.index)
             return
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch calls its sparse matrices a beta
-            grid = torch.sparse_csr_tensor(self.ends, self.index, self.out, self.shape, check_invariants=False)
-            torch.sparse.sampled_addmm(grid, left.t().float(), right.float(), out=grid)
+        torch.sparse.sampled_addmm(self.grid, left.t().float(), right.float(), out=self.grid)
 
     @property
     def bytes_kept(self) -> int:
         """Bytes of the indices."""
         kept: int = self.index.nbytes + (self.rows.nbytes if self.way == "rows" else self.ends.nbytes)
         return kept
+
+
+def _grid(ends: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return a sparse matrix in CSR form over the memory of its arguments: writing to it writes to `values`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch calls its sparse matrices a beta
+        return torch.sparse_csr_tensor(ends, columns, values, shape, check_invariants=False)
 
 
 class _Linear(torch.autograd.Function):
@@ -122,4 +126,5 @@ class _Linear(torch.autograd.Function):
         ctx.to.add(dy, x)
         if not ctx.needs_x:
             return None, None, None, None, None
-        return dy @ (weight.t() if ctx.to.transposed else weight), None, None, None, None
+        there = weight.to(dy.dtype)  # under autocast they differ
+        return dy @ (there.t() if ctx.to.transposed else there), None, None, None, None
