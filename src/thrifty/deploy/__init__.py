@@ -227,11 +227,11 @@ def _made(program: Program, target: Target, place: Path, stored: Array, vectors:
     from thrifty.deploy.plan import plan
     from thrifty.deploy.run import run
 
-    _refuse_small(target, program.constant_bytes, plan(program).bound_bytes)
+    refuse_small(target, program.constant_bytes, plan(program).bound_bytes)
     expected = run(program, stored[:vectors])
     image, emulation = _built(program, target, place, stored[:vectors], expected)
     cost = _cost(program, image, emulation)
-    _refuse_small(target, cost.flash_bytes or 0, cost.ram_bytes or 0)
+    refuse_small(target, cost.flash_bytes or 0, cost.ram_bytes or 0)
     samples, mismatches = {"program": len(expected)}, {}
     host = _host_outputs(program, stored)
     if host is not None:
@@ -297,7 +297,8 @@ def _differing(got: Array, expected: Array) -> int:
     return int((got != expected).reshape(len(expected), -1).any(axis=1).sum())
 
 
-def _refuse_small(target: Target, flash_bytes: int, ram_bytes: int) -> None:
+def refuse_small(target: Target, flash_bytes: int, ram_bytes: int) -> None:
+    """Raise KnobError when a target has less flash or RAM than is needed."""
     short = [
         f"{what} {format_bytes(need)} of {format_bytes(has)}"
         for what, need, has in (

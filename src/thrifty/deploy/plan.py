@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from thrifty.deploy.ops import OPS
 from thrifty.deploy.program import ITEM_BYTES, Plan, Program
@@ -70,6 +70,26 @@ def plan(program: Program, scratch: Mapping[str, int] | None = None) -> Plan:
     assert best is not None
     arena, offsets = best
     return Plan({name: offsets[name] for name in sizes}, arena, bound, lives, sizes)
+
+
+def beside(program: Program, plan: Plan, size: int) -> tuple[Plan, int]:
+    """Return a plan with room for `size` bytes beside the output, for what runs after the last call, and their offset.
+
+    All other buffers are dead then: the arena grows only by what does not fit above or below the output.
+
+    >>> from thrifty.deploy.program import Buffer, Call
+    >>> b = {n: Buffer(n, (1, 1, 10), "int8") for n in "xyz"}
+    >>> calls = (Call("conv", "c", ("x",), "y"), Call("clamp", "r", ("y",), "z"))
+    >>> whole = Program("p", b, calls, "x", "z")
+    >>> [(p.arena_bytes, offset) for p, offset in (beside(whole, plan(whole), 16), beside(whole, plan(whole), 24))]
+    [(32, 16), (40, 16)]
+    """
+    start, held = plan.offsets[program.output], program.buffers[program.output].size_bytes
+    end = -(-(start + held) // ALIGNMENT) * ALIGNMENT
+    offset = 0 if size <= start else end
+    bound = max(plan.bound_bytes, -(-held // ALIGNMENT) * ALIGNMENT + -(-size // ALIGNMENT) * ALIGNMENT)
+    arena = max(plan.arena_bytes, -(-(offset + size) // ALIGNMENT) * ALIGNMENT)
+    return replace(plan, arena_bytes=arena, bound_bytes=bound), offset
 
 
 def _lives(program: Program, scratch: Mapping[str, int]) -> dict[str, tuple[int, int]]:

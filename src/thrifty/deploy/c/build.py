@@ -153,6 +153,9 @@ def defines(folder: Path, manifest: Manifest) -> tuple[str, ...]:
     name = manifest.name
     names = {"RUN": f"{name}_run", "INPUT": f"{name}_input", "OUTPUT": f"{name}_output"}
     sizes = {"INPUT_BYTES": manifest.input.size_bytes, "OUTPUT_BYTES": manifest.output.size_bytes}
+    if manifest.learner is not None:
+        names |= {"LEARN": f"{name}_learn", "CLASSIFY": f"{name}_classify", "NEW_CLASS": f"{name}_new_class"}
+        names |= {"RESET": f"{name}_reset", "STATE": f"{name}_state"}
     values = {"MODEL_HEADER": f'"{name}.h"', **names, **sizes}
     return (f"-I{folder}", *(f"-D{key}={value}" for key, value in values.items()))
 

@@ -5,7 +5,7 @@ Only block hooks are used: Unicorn's memory hooks disturb conditional (IT) block
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +49,7 @@ def emulate(image: Image, inputs: npt.ArrayLike, count: bool = True) -> Emulatio
     ToolError when the core faults.
     """
     batch = as_batch(image.manifest, inputs)
-    core = _Core(image)
+    core = Core(image)
     counts = core.counter() if count else None
     outputs: list[Array] = []
     each: list[list[int]] = []
@@ -71,10 +71,11 @@ def emulate(image: Image, inputs: npt.ArrayLike, count: bool = True) -> Emulatio
     )
 
 
-class _Core:
-    """A Cortex-M core with the image in its memory."""
+class Core:
+    """A Cortex-M core with the image in its memory, all static data zero."""
 
     def __init__(self, image: Image) -> None:
+        """Raises MissingExtra without unicorn."""
         self.image = image
         self.unicorn = need("unicorn", extra="deploy")
         self.arm = need("unicorn.arm_const", extra="deploy")
@@ -88,7 +89,7 @@ class _Core:
         self.top = self.symbols["_stack_top"]
         self.uc.mem_write(self.top - STACK_LIMIT, bytes([PAINT]) * STACK_LIMIT)
         name = image.manifest.name
-        self.entry = self.symbols[f"{name}_run"] | 1
+        self.entry = self.symbols[f"{name}_run"]
         self.input, self.output = self._pointer(f"{name}_input"), self._pointer(f"{name}_output")
 
     def _load(self) -> tuple[dict[str, int], dict[str, int]]:
@@ -114,12 +115,13 @@ class _Core:
         manifest = self.image.manifest
         return [f"{manifest.name}_run", *(layer.function for layer in manifest.layers if layer.function)]
 
-    def counter(self) -> Counter:
-        """Count from now on."""
-        if missing := [name for name in self.layers if name not in self.functions]:
+    def counter(self, more: Sequence[str] = ()) -> Counter:
+        """Count from now on, for the layers and for `more` functions."""
+        names = [*self.layers, *more]
+        if missing := [name for name in names if name not in self.functions]:
             compiler = self.image.compiler
             raise ToolError(f"{compiler} removed {', '.join(missing)} from the image: its code is not the program's")
-        return counter(self.uc, self._flash(), [self.functions[name] for name in self.layers])
+        return counter(self.uc, self._flash(), [self.functions[name] for name in names])
 
     def cycles(self, counts: Counter, runs: int) -> int | None:
         """Return the modelled cycles of a mean run; None for cores without a model."""
@@ -134,18 +136,29 @@ class _Core:
         """Write one input, run the model, read the output."""
         port = self.image.manifest.output
         self.uc.mem_write(self.input, example.tobytes())
+        self.call(self.entry)
+        data = bytes(self.uc.mem_read(self.output, port.size_bytes))
+        return np.frombuffer(data, dtype=port.dtype).reshape(port.shape)
+
+    def call(self, entry: int, argument: int = 0) -> int:
+        """Call the C function at an address with one int32 argument and return its int32 result."""
         self.uc.reg_write(self.arm.UC_ARM_REG_SP, self.top)
         self.uc.reg_write(self.arm.UC_ARM_REG_LR, STOP | 1)
+        self.uc.reg_write(self.arm.UC_ARM_REG_R0, argument & 0xFFFFFFFF)
         try:
-            self.uc.emu_start(self.entry, STOP, timeout=SECONDS * 1_000_000)
+            self.uc.emu_start(entry | 1, STOP, timeout=SECONDS * 1_000_000)
         except self.unicorn.UcError as err:
             raise ToolError(f"the emulated {self.image.target.core} stopped {self._where()}: {err}") from err
         if self.uc.reg_read(self.arm.UC_ARM_REG_PC) & ~1 != STOP:
             raise ToolError(
                 f"the emulated {self.image.target.core} did not finish in {SECONDS} s; it was {self._where()}"
             )
-        data = bytes(self.uc.mem_read(self.output, port.size_bytes))
-        return np.frombuffer(data, dtype=port.dtype).reshape(port.shape)
+        result = int(self.uc.reg_read(self.arm.UC_ARM_REG_R0))
+        return result - (1 << 32) if result >> 31 else result
+
+    def read(self, symbol: str, count: int) -> bytes:
+        """Return `count` bytes of memory from a symbol on."""
+        return bytes(self.uc.mem_read(self.symbols[symbol], count))
 
     def stack_bytes(self) -> int:
         """Bytes between the initial stack pointer and the lowest byte ever written."""

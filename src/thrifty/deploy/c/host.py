@@ -10,7 +10,7 @@ import platform
 import shutil
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def run_host(
     if cc is None:
         raise MissingExtra(f"the C compiler '{compiler}' is not installed")
     flags = (*SANITIZED, "-DWITH_MAIN") if sanitize else (*flags, "-shared", "-fPIC")
-    place = _compiled(program, cc, tuple(flags))
+    place = compiled(render(program, None, target("host")), cc, tuple(flags))
     manifest = Manifest.read(place)
     batch = as_batch(manifest, inputs)
     out = np.empty((len(batch), *manifest.output.shape), manifest.output.dtype)
@@ -62,11 +62,10 @@ def run_host(
     return out
 
 
-def _compiled(program: Program, cc: str, flags: tuple[str, ...]) -> Path:
-    """Return the folder of the emitted C with model.bin, compiled now or earlier."""
-    files = render(program, None, target("host"))
+def compiled(files: Mapping[str, str], cc: str, flags: tuple[str, ...], main: str = "host.c") -> Path:
+    """Return a folder with rendered C and model.bin, made of it and a file of runtime/ now or earlier."""
     recipe = "\0".join(
-        [tool_version((cc, "--version")), cc, _processor(), *flags, runtime("host.c").read_text(), *files.values()]
+        [tool_version((cc, "--version")), cc, _processor(), *flags, runtime(main).read_text(), *files.values()]
     )
     place = cache_folder() / "host" / hashlib.sha256(recipe.encode()).hexdigest()[:24]
     if not (place / "model.bin").exists():
@@ -75,7 +74,7 @@ def _compiled(program: Program, cc: str, flags: tuple[str, ...]) -> Path:
             fresh = Path(scratch) / "c"
             write_files(fresh, files)
             manifest = Manifest.read(fresh)
-            sources = [str(fresh / f"{manifest.name}.c"), str(runtime("host.c"))]
+            sources = [str(fresh / f"{manifest.name}.c"), str(runtime(main))]
             command = [cc, *WARNINGS, *EXACT, *flags, *defines(fresh, manifest)]
             run_tool([*command, *sources, "-o", str(fresh / "model.bin")])
             if not place.exists():

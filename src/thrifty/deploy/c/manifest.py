@@ -54,6 +54,16 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class LearnerPort:
+    """What is behind the network's output: a learner with a state of its own."""
+
+    kind: str  # of thrifty.associative: "anchors" or "codes"
+    features: int
+    classes: int  # room for so many
+    state_bytes: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """An emitted model."""
 
@@ -64,10 +74,13 @@ class Manifest:
     arena_bytes: int
     constant_bytes: int
     files: tuple[str, ...]
+    learner: LearnerPort | None = None
 
     def to_json(self) -> str:
         """Return the text of model.json."""
         content = {"generator": "thrifty", **asdict(self)}
+        if self.learner is None:
+            del content["learner"]
         return json.dumps(content, indent=1) + "\n"
 
     @staticmethod
@@ -93,6 +106,7 @@ class Manifest:
             arena_bytes=d["arena_bytes"],
             constant_bytes=d["constant_bytes"],
             files=tuple(d["files"]),
+            learner=LearnerPort(**d["learner"]) if d.get("learner") else None,
         )
 
 

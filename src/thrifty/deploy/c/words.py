@@ -18,7 +18,18 @@ from thrifty.errors import DataError
 
 LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767)}
 DEFINED = re.compile(r"^static const \w+ (\w+)", re.MULTILINE)
-PUBLIC = ("input", "output", "run", "predict", "quantize_input", "input_t", "output_t")
+PUBLIC: tuple[str, ...] = ("input", "output", "run", "predict", "quantize_input", "input_t", "output_t")
+PUBLIC += (
+    "learn",
+    "classify",
+    "vote",
+    "clear_votes",
+    "winner",
+    "new_class",
+    "reset",
+)  # of a learner behind the network
+PUBLIC += ("state", "state_t", "ballot", "ballot_t", "learner", "codebook")
+PUBLIC += ("prepare", "distance", "encode", "learn_anchor", "vote_anchors")
 MACROS: tuple[str, ...] = (
     "INPUT_HEIGHT",
     "INPUT_WIDTH",
@@ -28,6 +39,7 @@ MACROS: tuple[str, ...] = (
     "OUTPUT_SIZE",
 )
 MACROS += ("OUTPUT_SCALE", "CLASSES", "ARENA_BYTES", "CONSTANT_BYTES", "WITH_FLOAT_INPUT", "LAYER", "KEEP", "H")
+MACROS += ("LEARNER_CLASSES", "LEARNER_FEATURES", "STATE_BYTES")
 
 
 class Words:

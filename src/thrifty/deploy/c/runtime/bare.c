@@ -5,5 +5,12 @@ int main(void)
 {
     *(volatile unsigned char *)INPUT = 0;
     RUN();
+#if defined(LEARN)
+    if (LEARN(*(const volatile unsigned char *)OUTPUT)) {
+        return CLASSIFY();
+    }
+    NEW_CLASS(0);
+    RESET();
+#endif
     return *(const volatile unsigned char *)OUTPUT;
 }
