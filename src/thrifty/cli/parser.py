@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from thrifty import __version__
 from thrifty.budget import Budget, parse_bytes, parse_count, parse_drop
+from thrifty.cli import groups
 from thrifty.errors import ThriftyError, close_to
 
 MODEL = "file.py:Name, package.module:Name (a class or a function), zoo:NAME, or a folder saved by thrifty"
@@ -55,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"thrifty {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for add in (_optimize, _compress, _deploy, _check, _profile, _train, _report, _list):
+    for add in (_optimize, _compress, _deploy, _check, _profile, _train, groups.add, _report, _list):
         add(verbs)
     return parser
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from thrifty import deploy as deployment
 from thrifty.budget import Budget, format_bytes
 from thrifty.capture import capture
+from thrifty.cli import groups
 from thrifty.cli.inputs import read_example, read_model, read_task, refuse_shapes
 from thrifty.cli.listing import LISTS
 from thrifty.cli.parser import pair
@@ -391,6 +392,7 @@ VERBS = {
     "check": run_check,
     "profile": run_profile,
     "train": run_train,
+    "groups": groups.run,
     "report": run_report,
     "list": run_list,
 }
