@@ -17,14 +17,15 @@ from thrifty.fewshot.soft_kmeans import SoftKMeans
 _base = need("sklearn.base", extra="fewshot")
 
 UNKNOWN = "unknown"
-STRANGENESS = ("distance", "margin")
+STRANGENESS = ("distance", "relative", "margin")
 
 
 class WithUnknown(Preprocessed):
     """Any classifier, with the answer "unknown" for queries that are strange next to the shots.
 
     The strangeness of a query is, for "distance", its squared distance to the nearest class mean over 1 + 1/shots
-    of that class (the noise of the mean); for "margin", how little the classifier's best score is above its second.
+    of that class (the noise of the mean); for "relative", the same over the average distance to all means; for
+    "margin", how little the classifier's best score is above its second.
     It is compared with the strangeness of each shot that takes no part in the mean, or the classifier, that judges
     it (leave-one-out). The p-value of a query is (1 + shots at least as strange) / (1 + shots); it is unknown when
     the p-value is at most `rate`.
@@ -32,10 +33,11 @@ class WithUnknown(Preprocessed):
     So `rate` is the share of queries *of the known classes* that are called unknown, on average over supports, when
     classes are about equally spread and queries come from them in proportion to their shots. How many unknown
     things are found depends on how far away they are; nothing promises it. "distance" is about queries that are far
-    from everything; "margin" about those between two classes, and blind to what is far and on one side.
+    from everything; "relative" also allows for pictures that are far from everything by their nature, and needs two
+    classes; "margin" is about those between two classes, and blind to what is far and on one side.
 
     A class with one shot has no leave-one-out; the two shots of a class with two are each other's mirror image and
-    count once. There must be enough of the rest: at least 1/rate - 1.
+    count half each ("relative" then rejects fewer than it may). There must be enough of the rest: at least 1/rate - 1.
 
     Source: conformal p-values, Vovk, Gammerman & Shafer 2005, Algorithmic Learning in a Random World, ch. 2, with
     leave-one-out in the place of a calibration set.
@@ -57,6 +59,7 @@ class WithUnknown(Preprocessed):
     classes_: Labels  # (C,) the known classes, sorted
     estimator_: Any  # the classifier, fitted
     calibration_: Array  # (m,) strangeness of the shots, ascending
+    weights_: Array  # (m,) how much each of them counts: 1, or 1/2 in a class of two
     threshold_: float  # a query above it is unknown
 
     def __init__(
@@ -84,14 +87,22 @@ class WithUnknown(Preprocessed):
         inner = NearestClassMean() if self.estimator is None else self.estimator
         self.estimator_ = _base.clone(inner).fit(x_nd, y_n)
         self.classes_, index = np.unique(y_n, return_inverse=True)
+        if self.strangeness == "relative" and len(self.classes_) < 2:
+            raise InputError("strangeness='relative' compares classes, and there is 1 class; use 'distance'")
         if (self.classes_ == self.unknown).any():
             raise InputError(f"a class is called {self.unknown!r}, which is the answer for unknown; give unknown=...")
         prepared = self._prepared(x_nd)
         self._counts = np.bincount(index)
         self._means = np.stack([prepared[index == c].mean(axis=0) for c in range(len(self.classes_))])
-        left_out = self._left_out_distances(prepared, index) if self.strangeness == "distance" else None
-        values = self._left_out_margins(x_nd, y_n) if left_out is None else left_out
-        self.calibration_ = np.sort(values[self._counting(index, values)])
+        if self.strangeness == "margin":
+            values = self._left_out_margins(x_nd, y_n)
+        else:
+            values = self._of_distances(self._left_out_distances(prepared, index))
+        counts = self._counts[index]
+        order = np.argsort(values, kind="stable")
+        order = order[counts[order] > 1]
+        self.calibration_ = values[order]
+        self.weights_ = np.where(counts[order] == 2, 0.5, 1.0)
         self.threshold_ = self._threshold()
         return self
 
@@ -102,8 +113,8 @@ class WithUnknown(Preprocessed):
     def p_values(self, X: npt.ArrayLike) -> Array:
         """Return the conformal p-value of each query (n,): small for what is unlike the known classes."""
         strange = self.strangenesses(X)
-        at_least = len(self.calibration_) - np.searchsorted(self.calibration_, strange, side="left")
-        result: Array = (1.0 + at_least.astype(np.float64)) / (1.0 + len(self.calibration_))
+        tail = self._tail()[np.searchsorted(self.calibration_, strange, side="left")]
+        result: Array = (1.0 + tail) / (1.0 + self.weights_.sum())
         return result
 
     def predict(self, X: npt.ArrayLike) -> Labels:
@@ -147,11 +158,18 @@ class WithUnknown(Preprocessed):
         if self.strangeness == "margin":
             return -_margins(self.estimator_, x_nd)
         away = squared_distances(self._prepared(x_nd), self._means)
-        result: Array = (away / (1.0 + 1.0 / self._counts)).min(axis=1)
-        return result
+        return self._of_distances(away / (1.0 + 1.0 / self._counts))
+
+    def _of_distances(self, away: Array) -> Array:
+        """Return how strange queries with these distances (n, C) are."""
+        nearest: Array = away.min(axis=1)
+        if self.strangeness == "relative":
+            average = away.mean(axis=1)
+            nearest = nearest / np.where(average > 0, average, 1.0)
+        return nearest
 
     def _left_out_distances(self, x_nd: Array, index: npt.NDArray[np.intp]) -> Array:
-        """Return the strangeness (n,) of each shot to the means without it; inf for the only shot of a class.
+        """Return the distances (n, C) of each shot to the means without it; to itself where it is the only one.
 
         Without x, the mean of its k shots moves so that |x - mean|^2 grows by (k / (k - 1))^2; over the noise
         1 + 1/(k - 1) of a mean of k - 1 shots that is k / (k - 1).
@@ -159,12 +177,10 @@ class WithUnknown(Preprocessed):
         counts = self._counts
         away = squared_distances(x_nd, self._means)
         rows = np.arange(len(x_nd))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            own = away[rows, index] * (counts / (counts - 1.0))[index]
+        own = away[rows, index] * (counts / np.maximum(counts - 1.0, 1.0))[index]
         away = away / (1.0 + 1.0 / counts)
-        away[rows, index] = np.where(counts[index] > 1, own, np.inf)
-        result: Array = away.min(axis=1)
-        return result
+        away[rows, index] = own
+        return away
 
     def _left_out_margins(self, x_nd: Array, y_n: Labels) -> Array:
         """Return the strangeness (n,) of each shot to the classifier fitted without it."""
@@ -178,31 +194,25 @@ class WithUnknown(Preprocessed):
                 found[i] = -_margins(_base.clone(self.estimator_).fit(x_nd[rest], y_n[rest]), x_nd[i : i + 1])[0]
         return found
 
-    def _counting(self, index: npt.NDArray[np.intp], values: Array) -> npt.NDArray[np.intp]:
-        """Return which shots count: none of a class of one, the stranger of a class of two, else all."""
-        rows: list[int] = []
-        for c, count in enumerate(self._counts):
-            own = np.flatnonzero(index == c)
-            if count == 2:
-                own = own[[values[own].argmax()]]
-            rows += own.tolist() if count > 1 else []
-        return np.array(rows, np.intp)
+    def _tail(self) -> Array:
+        """Return the weight of the shots from each rank on (m + 1,)."""
+        found: Array = np.append(self.weights_[::-1].cumsum()[::-1], 0.0)
+        return found
 
     def _threshold(self) -> float:
-        count = len(self.calibration_)
-        if self.rate * (count + 1) < 1 - 1e-9:
+        weight = float(self.weights_.sum())
+        allowed = self.rate * (1.0 + weight) - 1.0 + 1e-9  # weight of the shots that may be at least as strange
+        if allowed < 0:
             least = math.ceil(1 / self.rate - 1e-9) - 1
-            raise InputError(
-                f"a rate of {self.rate:g} needs {least} shots whose class has others (a class of two counts once); "
-                f"there are {count} (n_samples={int(self._counts.sum())}): "
-                + (
-                    f"add shots, or give rate={math.ceil(1000 / (count + 1)) / 1000:g} or more"
-                    if count
-                    else "add shots"
-                )
+            what = (
+                f"add shots, or give rate={math.ceil(1000 / (weight + 1)) / 1000:g} or more" if weight else "add shots"
             )
-        allowed = int(self.rate * (count + 1) + 1e-9)  # ranks from the top whose p-value is at most the rate
-        return float(self.calibration_[count - allowed])
+            raise InputError(
+                f"a rate of {self.rate:g} needs {least} shots whose class has others (each of a pair counts half); "
+                f"there are {weight:g} (n_samples={int(self._counts.sum())}): {what}"
+            )
+        first = int(np.argmax(self._tail() <= allowed))
+        return float(self.calibration_[first - 1]) if first else -math.inf
 
 
 def _margins(estimator: Any, x_nd: Array) -> Array:
