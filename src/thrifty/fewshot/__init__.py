@@ -17,6 +17,7 @@ from thrifty.fewshot.logistic_probe import LogisticProbe
 from thrifty.fewshot.nearest_class_mean import NearestClassMean
 from thrifty.fewshot.preprocess import base_mean, preprocess
 from thrifty.fewshot.soft_kmeans import SoftKMeans
+from thrifty.fewshot.text_statistics import TextStatistics
 from thrifty.fewshot.unknown import WithUnknown
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "LogisticProbe",
     "NearestClassMean",
     "SoftKMeans",
+    "TextStatistics",
     "WithUnknown",
     "accuracies",
     "augmented_shots",
@@ -50,4 +52,5 @@ ESTIMATORS: dict[str, type[FewShotClassifier]] = {
     "nearest_class_mean": NearestClassMean,
     "logistic_probe": LogisticProbe,
     "soft_kmeans": SoftKMeans,
+    "text_statistics": TextStatistics,
 }

@@ -38,7 +38,9 @@ class TextStatistics(FewShotClassifier):
     class without shots has alpha = 1. Without `statistics` and `texts` this is NearestClassMean.
 
     Knobs "closed" need no data: alpha from the measured error of the predictor (`closed_alpha`, for all dimensions
-    together or "per_dimension"), beta by least squares on the validation classes. "validation" takes the best pair
+    together or "per_dimension"), beta by least squares on the validation classes. beta is 0 by default: a spread
+    well predicted may still be a bad metric where dimensions depend on each other; `components` of
+    `learn_statistics` helps, and a Choice tells. "validation" takes the best pair
     of a grid on the shots that `fit(..., validation=(X, y))` holds out; a `Choice` is the best pair on validation
     classes. `log_` says what was chosen, where, and among how many.
 
@@ -66,7 +68,7 @@ class TextStatistics(FewShotClassifier):
         texts: Texts | None = None,  # label -> text embedding (d_t,); may hold more classes than there are shots for
         *,
         alpha: float | str | Choice = "closed",  # weight of text in the mean, in [0, 1], or one of ALPHAS
-        beta: float | str | Choice = "closed",  # weight of text in the scale, in [0, 1], or one of BETAS
+        beta: float | str | Choice = 0.0,  # weight of text in the scale, in [0, 1], or one of BETAS
         relative: bool = True,  # predicted spreads over their geometric mean; False: as the paper's code has it
         variance: float | None = None,  # of the probabilities; None: from the measured variance and error
     ) -> None:
@@ -108,11 +110,12 @@ class TextStatistics(FewShotClassifier):
             raise OptionError(
                 "alpha or beta is 'validation', but there are no shots: use 'closed', a number or a Choice"
             )
-        self.n_features_in_ = self.statistics.dimension
+        self.n_features_in_ = self.statistics.prepared.inputs
         self.shots_ = NearestClassMean()
         named = np.unique(np.asarray(list(self.texts) if classes is None else classes))
         self._refuse(named)
-        self.shots_._start(self.n_features_in_)
+        self.shots_._learn_mean(np.empty((0, self.statistics.dimension)))
+        self.shots_._start(self.statistics.dimension)
         self.shots_._welcome(named)
         self._chosen = None
         self._settle()
@@ -162,9 +165,9 @@ class TextStatistics(FewShotClassifier):
     def _prepared(self, x_nd: Array) -> Array:
         if self.statistics is None:
             return x_nd
-        if x_nd.shape[1] != self.statistics.dimension:
+        if x_nd.shape[1] != self.statistics.prepared.inputs:
             raise InputError(
-                f"X has {x_nd.shape[1]} features; the text statistics were learned on {self.statistics.dimension}"
+                f"X has {x_nd.shape[1]} features; the text statistics were learned on {self.statistics.prepared.inputs}"
             )
         return self.statistics.prepared(x_nd)
 

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from thrifty.fewshot.classifier import Labels
 from thrifty.fewshot.preprocess import Array, InputError, OptionError, base_mean, check_letters, preprocess
 from thrifty.fewshot.text_statistics.named_features import (
-    ClassStatistics,
     NamedFeatures,
     Selection,
     class_statistics,
@@ -23,20 +22,35 @@ FLOOR = 0.1  # smallest predicted standard deviation, as a share of the mean one
 MOST_FULL = 256  # dimensions; a full covariance has their square
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    """What happens to features before anything else: letters, then axes that the base features gave."""
+
+    letters: str
+    centre: Array | None  # what the letter 'M' subtracts, (d,)
+    inputs: int  # d
+    middle: Array | None = None  # (d,) subtracted before the projection
+    axes: Array | None = None  # (d, p) orthonormal columns
+
+    def __call__(self, x_nd: npt.NDArray[Any]) -> Array:
+        """Return (n, p) float64 for features (n, d)."""
+        x_nd = preprocess(np.asarray(x_nd, np.float64), self.letters, self.centre)
+        return x_nd if self.middle is None or self.axes is None else (x_nd - self.middle) @ self.axes
+
+
+@dataclass(frozen=True, eq=False)
 class TextToStatistics:
     """What text says of a class's features: a mean and a spread, and how wrong that was on held-out classes.
 
     Made by `learn_statistics`. Holds no sample of any class.
     """
 
-    letters: str  # preprocessing of the features
-    centre: Array | None  # what its 'M' subtracts, (d,)
+    prepared: Preparation  # of features; all that follows is about prepared ones, p dimensions
     means: TextMap
-    spreads: TextMap  # standard deviations (d,), or flattened covariances (d * d,)
+    spreads: TextMap  # standard deviations (p,), or flattened covariances (p * p,)
     full: bool
-    within: Array  # (d,) variance within a class, pooled over the base classes
-    error: Array  # (d,) squared error of the predicted means on validation classes, sampling noise taken off
+    within: Array  # (p,) variance within a class, pooled over the base classes
+    error: Array  # (p,) squared error of the predicted means on validation classes, sampling noise taken off
     beta: float  # best weight of the predicted spread, in closed form on the validation classes
     mean_ratio: float  # held-out squared error / that of guessing the mean of the base classes
     spread_ratio: float
@@ -47,18 +61,14 @@ class TextToStatistics:
 
     @property
     def dimension(self) -> int:
-        """The number of features d."""
+        """The number of prepared features p."""
         return len(self.within)
 
-    def prepared(self, x_nd: npt.NDArray[Any]) -> Array:
-        """Return features (n, d) as this was learned on them: after its own preprocessing, float64."""
-        return preprocess(np.asarray(x_nd, np.float64), self.letters, self.centre)
-
     def predict(self, text_rows: npt.ArrayLike) -> tuple[Array, Array]:
-        """Return the predicted means (C, d) and spreads for text embeddings (C, d_t).
+        """Return the predicted means (C, p) and spreads for text embeddings (C, d_t).
 
-        Spreads are standard deviations (C, d), none below FLOOR of the base classes' mean, or positive definite
-        covariances (C, d, d). Raises InputError for embeddings of another length.
+        Spreads are standard deviations (C, p), none below FLOOR of the base classes' mean, or positive definite
+        covariances (C, p, p). Raises InputError for embeddings of another length.
         """
         t = np.asarray(text_rows, np.float64)
         if t.ndim != 2 or t.shape[1] != len(self.means.text_mean) or not np.isfinite(t).all():
@@ -103,6 +113,7 @@ def learn_statistics(
     method: Method | None = None,
     *,
     preprocess: str = "",
+    components: int | None = None,
     full: bool = False,
     rng: np.random.Generator | None = None,
     progress: Progress | None = None,
@@ -111,18 +122,20 @@ def learn_statistics(
 
     base, validation: disjoint classes with features (n, d) and texts; validation classes choose the perceptron's
     epoch, and measure the error that the closed-form fusion needs. method: Ridge() (default) or Perceptron().
-    preprocess: letters applied to all features first; 'M' subtracts the mean of the base features. full: predict
-    covariances (d, d), for d up to MOST_FULL: project the features first. rng: for the perceptron.
+    preprocess: letters applied to all features first; 'M' subtracts the mean of the base features. components: then
+    project on that many principal axes of the base features, where a spread per dimension says more. full: predict
+    covariances, for at most MOST_FULL dimensions. rng: for the perceptron.
 
     Raises InputError for an overlap of classes or texts, differing dimensions, or too few classes; OptionError.
     Source: arXiv:2311.14544 and its code; the ridge map, and errors freed of sampling noise, are ours.
     """
-    check_letters(preprocess)
-    _refuse(base, validation, full)
-    centre = base_mean(base.features, preprocess) if "M" in preprocess else None
+    _refuse(base, validation)
+    prepared = _preparation(base, preprocess, components)
+    if full and (components or prepared.inputs) > MOST_FULL:
+        raise OptionError(f"full=True with {prepared.inputs} dimensions; give components, at most {MOST_FULL}")
     rng = np.random.default_rng(0) if rng is None else rng
     method = Ridge() if method is None else method
-    of_base, of_held = (_statistics(part, preprocess, centre, full) for part in (base, validation))
+    of_base, of_held = (class_statistics(prepared(part.features), part.labels, full) for part in (base, validation))
     t, t_held = base.text_rows, validation.text_rows
     many, many_held = of_base.counts > 1, of_held.counts > 1
     means, mean_log = learn_map(method, t, of_base.means, t_held, of_held.means, rng, progress)
@@ -136,7 +149,7 @@ def learn_statistics(
         for label, row in zip(part.classes.tolist(), part.text_rows, strict=True)
     }
     found = TextToStatistics(
-        letters=preprocess, centre=centre, means=means, spreads=spreads, full=full, within=of_base.within,
+        prepared=prepared, means=means, spreads=spreads, full=full, within=of_base.within,
         error=((predicted - of_held.means) ** 2 - noise).mean(axis=0), beta=0.0,
         mean_ratio=_ratio(predicted, of_held.means, means.mean),
         spread_ratio=_ratio(spreads(t_held[many_held]), true_held, spreads.mean),
@@ -189,9 +202,22 @@ def closed_beta(predicted: Array, true: Array) -> float:
     return float(np.clip((p * r).sum() / size, 0.0, 1.0)) if size > 1e-12 * p.size else 0.0
 
 
-def _statistics(part: NamedFeatures, letters: str, centre: Array | None, full: bool) -> ClassStatistics:
-    x_nd = preprocess(np.asarray(part.features, np.float64), letters, centre)
-    return class_statistics(x_nd, part.labels, full)
+def _preparation(base: NamedFeatures, letters: str, components: int | None) -> Preparation:
+    """Return the preprocessing and the principal axes of the base features; the axes' largest entry is positive."""
+    check_letters(letters)
+    d = base.features.shape[1]
+    centre = base_mean(base.features, letters) if "M" in letters else None
+    if components is None:
+        return Preparation(letters, centre, d)
+    most = min(d, len(base.features) - 1)
+    if not isinstance(components, (int, np.integer)) or not 1 <= components <= most:
+        raise OptionError(f"components is {components!r}; it must be in 1..{most}, or None")
+    x_nd = Preparation(letters, centre, d)(base.features)
+    middle = x_nd.mean(axis=0)
+    x_nd = x_nd - middle
+    axes = np.linalg.eigh(x_nd.T @ x_nd)[1][:, ::-1][:, :components]
+    largest = axes[np.abs(axes).argmax(axis=0), np.arange(components)]
+    return Preparation(letters, centre, d, middle, axes * np.sign(largest))
 
 
 def _flat(spreads: Array) -> Array:
@@ -206,14 +232,12 @@ def _renamed(line: Selection, target: str) -> Selection:
     return Selection(f"{target}: {line.what}", line.chosen, line.on, line.score, line.tried)
 
 
-def _refuse(base: NamedFeatures, validation: NamedFeatures, full: bool) -> None:
+def _refuse(base: NamedFeatures, validation: NamedFeatures) -> None:
     """Raise InputError with everything that is wrong with the two sets of classes."""
     faults = []
     d = base.features.shape[1]
     if validation.features.shape[1] != d:
         faults.append(f"base features have {d} dimensions, validation features {validation.features.shape[1]}")
-    if full and d > MOST_FULL:
-        raise OptionError(f"full=True with {d} dimensions; at most {MOST_FULL}: project the features first (PCA)")
     both = np.intersect1d(base.classes.astype(str), validation.classes.astype(str)).tolist()
     if both:
         faults.append(f"{len(both)} class(es) are both base and validation: {', '.join(both[:20])}")

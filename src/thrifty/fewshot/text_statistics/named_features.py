@@ -29,7 +29,7 @@ class Selection:
         return f"{self.what}: {self.chosen} (of {self.tried}, on {self.on}; {self.score:.4g})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NamedFeatures:
     """Feature rows, their labels, and one text embedding per class.
 
@@ -77,7 +77,7 @@ class NamedFeatures:
         return NamedFeatures(self.features[keep], self.labels[keep], {c: self.texts[c] for c in wanted.tolist()})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClassStatistics:
     """What one class's features look like: mean, spread, count; classes in sorted order."""
 

@@ -87,7 +87,7 @@ class Perceptron:
             w -= size * m / (np.sqrt(v) / np.float32(np.sqrt(1 - BETAS[1] ** step)) + np.float32(ADAM_EPS))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PerceptronMap:
     """A trained perceptron in its inference form."""
 

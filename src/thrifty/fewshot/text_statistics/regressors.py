@@ -60,7 +60,7 @@ class Ridge:
         return LinearMap(weights), chosen
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LinearMap:
     """t @ weights; z-scored on both sides."""
 
@@ -72,7 +72,7 @@ class LinearMap:
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextMap:
     """A learned map with its z-scores: text embedding (C, d_t) -> statistics (C, m)."""
 
