@@ -7,10 +7,24 @@ new_class, vote, valid and operations. NumPy integers only.
 
 from thrifty.associative.anchors import Anchors
 from thrifty.associative.codes import Codes
+from thrifty.associative.hardware import Hardware, hardware
 from thrifty.associative.levels import Feed, Range
 from thrifty.associative.state import Field, State
 from thrifty.associative.vote import NOBODY, Ballot, bounds
 
 Memory = Anchors | Codes
 
-__all__ = ["NOBODY", "Anchors", "Ballot", "Codes", "Feed", "Field", "Memory", "Range", "State", "bounds"]
+__all__ = [
+    "NOBODY",
+    "Anchors",
+    "Ballot",
+    "Codes",
+    "Feed",
+    "Field",
+    "Hardware",
+    "Memory",
+    "Range",
+    "State",
+    "bounds",
+    "hardware",
+]

@@ -118,6 +118,22 @@ class Feed:
             shift += 1
         return Feed(-low, max(1, round(top / (high - low) * 2**shift)), shift, bits)
 
+    @staticmethod
+    def like(real: Range, dtype: str, scale: float) -> Feed:
+        """Return the feed nearest to a range of reals, of one part, for stored integers of a type and scale.
+
+        Its levels are those of the range up to rounding: learn with the feed wherever bytes must agree.
+
+        >>> Feed.like(Range((0.0,), (25.5,)), "uint8", 0.1)
+        Feed(offset=0, multiplier=1, shift=0, bits=8)
+        """
+        if len(real.low) > 1:
+            raise KnobError(f"the range has {len(real.low)} parts; a feed has one")
+        least, most = STORED.get(dtype, (0, 0))
+        low = max(least, min(most - 1, round(real.low[0] / scale)))
+        high = max(low + 1, min(most, round(real.high[0] / scale)))
+        return Feed.of(dtype, low, high, real.bits)
+
     def levels(self, q_nd: npt.ArrayLike) -> tuple[Array, Array]:
         """Return uint8 levels (n, d) and how many values of each example were clamped (n,)."""
         wide = (np.asarray(q_nd).astype(np.int64) + self.offset) * self.multiplier

@@ -15,9 +15,11 @@ from thrifty.fewshot.episodes import (
 from thrifty.fewshot.generalization import Forecast, GaussianModel, curve, forecast, shots_needed
 from thrifty.fewshot.logistic_probe import LogisticProbe
 from thrifty.fewshot.nearest_class_mean import NearestClassMean
+from thrifty.fewshot.on_chip import OnChipAnchors, OnChipCodes
 from thrifty.fewshot.preprocess import base_mean, preprocess
 from thrifty.fewshot.soft_kmeans import SoftKMeans
 from thrifty.fewshot.text_statistics import TextStatistics
+from thrifty.fewshot.tilda import Tilda
 from thrifty.fewshot.unknown import WithUnknown
 
 __all__ = [
@@ -29,8 +31,11 @@ __all__ = [
     "Interval",
     "LogisticProbe",
     "NearestClassMean",
+    "OnChipAnchors",
+    "OnChipCodes",
     "SoftKMeans",
     "TextStatistics",
+    "Tilda",
     "WithUnknown",
     "accuracies",
     "augmented_shots",
@@ -53,4 +58,7 @@ ESTIMATORS: dict[str, type[FewShotClassifier]] = {
     "logistic_probe": LogisticProbe,
     "soft_kmeans": SoftKMeans,
     "text_statistics": TextStatistics,
+    "tilda": Tilda,
+    "on_chip_anchors": OnChipAnchors,
+    "on_chip_codes": OnChipCodes,
 }
