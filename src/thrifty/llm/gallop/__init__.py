@@ -8,8 +8,8 @@ from __future__ import annotations
 from thrifty.llm.gallop.adapter import Adapter, combine, overlap
 from thrifty.llm.gallop.optimizer import SparseAdamW
 from thrifty.llm.gallop.scores import SCORES
-from thrifty.llm.gallop.select import Select, Selection, select
-from thrifty.llm.gallop.tune import Step, Tune, tune
+from thrifty.llm.gallop.selection import Select, Selection, select
+from thrifty.llm.gallop.tuning import Step, Tune, tune
 
 __all__ = [
     "SCORES",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from thrifty import __version__
 from thrifty.errors import DataError, Incompatible, StoreError
 from thrifty.llm.gallop.optimizer import SparseAdamW
-from thrifty.llm.gallop.select import INT32_LIMIT, Selection, size_of
+from thrifty.llm.gallop.selection import INT32_LIMIT, Selection, size_of
 
 __all__ = ["FORMAT", "Adapter", "Entries", "checksum", "combine", "overlap"]
 

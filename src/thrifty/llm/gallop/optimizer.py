@@ -16,7 +16,7 @@ from thrifty.llm.families import parts_of
 from thrifty.llm.gallop.masters import read_masters, rest_for, write_masters
 from thrifty.llm.gallop.partial_gradient import WAYS, PartialGradient, way_of
 from thrifty.llm.gallop.ranks import Ranks
-from thrifty.llm.gallop.select import Selection, size_of
+from thrifty.llm.gallop.selection import Selection, size_of
 
 __all__ = ["SparseAdamW"]
 

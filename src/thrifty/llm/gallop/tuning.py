@@ -16,7 +16,7 @@ from thrifty.llm.gallop.adapter import Adapter
 from thrifty.llm.gallop.optimizer import DECAY_TO, SparseAdamW
 from thrifty.llm.gallop.partial_gradient import WAYS
 from thrifty.llm.gallop.ranks import Ranks
-from thrifty.llm.gallop.select import Selection
+from thrifty.llm.gallop.selection import Selection
 from thrifty.llm.loading import Encoded, collate, completion_losses
 
 __all__ = ["SCHEDULES", "Step", "Tune", "tune"]
@@ -170,10 +170,20 @@ def _training(model: Any, settings: Tune, ranks: Ranks) -> Iterator[None]:
             torch.manual_seed(settings.seed * 1_000_003 + ranks.rank)
             model.train()
             if settings.checkpointing and not had:
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                checkpoint_blocks(model, True)
             yield
     finally:
         if settings.checkpointing and not had:
-            model.gradient_checkpointing_disable()
+            checkpoint_blocks(model, False)
         for module, training in modes.items():
             module.training = training
+
+
+def checkpoint_blocks(model: Any, on: bool) -> None:
+    """Switch transformers' gradient checkpointing, which newer releases call activation checkpointing."""
+    newer = hasattr(model, "activation_checkpointing_enable")
+    if on:
+        enable = model.activation_checkpointing_enable if newer else model.gradient_checkpointing_enable
+        enable(**{f"{'activation' if newer else 'gradient'}_checkpointing_kwargs": {"use_reentrant": False}})
+    else:
+        (model.activation_checkpointing_disable if newer else model.gradient_checkpointing_disable)()
