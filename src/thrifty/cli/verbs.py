@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from thrifty import deploy as deployment
 from thrifty.budget import Budget, format_bytes
 from thrifty.capture import capture
-from thrifty.cli import groups
+from thrifty.cli import classify, forecast, groups
 from thrifty.cli.inputs import read_example, read_model, read_task, refuse_shapes
 from thrifty.cli.listing import LISTS
 from thrifty.cli.parser import pair
@@ -393,6 +393,8 @@ VERBS = {
     "profile": run_profile,
     "train": run_train,
     "groups": groups.run,
+    "classify": classify.run,
+    "forecast": forecast.run,
     "report": run_report,
     "list": run_list,
 }

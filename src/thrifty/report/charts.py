@@ -148,7 +148,7 @@ def chart(values: Chart, name: str = "chart") -> str:
     if values.goal is not None:
         parts += [line(LEFT, y.at(values.goal), RIGHT, y.at(values.goal), "goal")]
         words = f"goal {digits(values.goal, 3)} {values.unit}".strip()
-        parts += [label(RIGHT - 4, y.at(values.goal) - 5, words, class_="goal-name end")]
+        parts += [label(LEFT + 6, y.at(values.goal) - 5, words, class_="goal-name")]
     if values.mark is not None:
         at = x.at(values.mark)
         parts += [line(at, TOP, at, BOTTOM, "here"), label(at + 5, TOP + 10, values.mark_name, class_="tick")]
