@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from text_worlds import World
 
-from thrifty.fewshot import NearestClassMean
+from thrifty.fewshot import NearestClassMean, uniform
 from thrifty.fewshot.preprocess import InputError, OptionError
 from thrifty.fewshot.text_statistics import (
     NamedFeatures,
@@ -17,7 +17,7 @@ from thrifty.fewshot.text_statistics import (
     closed_alpha,
     learn_statistics,
 )
-from thrifty.fewshot.text_statistics.fusion import GRID, class_scales, grid_counts, pick, whitening
+from thrifty.fewshot.text_statistics.fusion import class_scales, grid_counts, pick, whitening
 from thrifty.fewshot.text_statistics.learning import relative_spreads
 
 BASE, HELD, NEW = np.arange(800), np.arange(800, 1000), np.arange(1000, 1200)
@@ -295,9 +295,14 @@ def test_base_and_validation_may_not_overlap(world):
         learn_statistics(twin.named(np.arange(10), 3, rng), twin.named(np.arange(15, 25), 3, rng))
 
 
+def choose(world, learned, classes, episodes, rng, **knobs):
+    part = world.named(classes, 40, rng)
+    return choose_on_classes(learned, part, uniform(part.labels, 20, 1, 15, episodes, rng), **knobs)
+
+
 def test_a_choice_on_validation_classes_is_kept_apart_and_logged(world, learned):
     rng = np.random.default_rng(0)
-    choice = choose_on_classes(learned, world.named(HELD, 40, rng), 20, 1, 15, 20, rng, alphas=GRID, betas=[0.0, 1.0])
+    choice = choose(world, learned, HELD, 20, rng, betas=[0.0, 1.0])
     assert choice.alpha > 0
     assert choice.beta == 1.0
     assert choice.table.shape == (21, 2)
@@ -308,11 +313,19 @@ def test_a_choice_on_validation_classes_is_kept_apart_and_logged(world, learned)
     assert accuracy(model, queries) > 0.97
     assert choice.selection in model.log_
     assert "200 validation classes" in str(choice.selection)
+
+
+def test_a_choice_may_see_neither_base_nor_task_classes(world, learned):
+    rng = np.random.default_rng(0)
     with pytest.raises(InputError, match="are base classes"):
-        choose_on_classes(learned, world.named(BASE[:40], 20, rng), 20, 1, 15, 2, rng)
-    on_new = choose_on_classes(learned, world.named(NEW, 20, rng), 20, 1, 15, 2, rng)
+        choose(world, learned, BASE[:40], 2, rng)
+    shots, _, _ = task(world, rng, 1)
     with pytest.raises(InputError, match="Choice was made on"):
-        TextStatistics(learned, world.texts, alpha=on_new).fit(*shots)
+        TextStatistics(learned, world.texts, alpha=choose(world, learned, NEW, 2, rng)).fit(*shots)
+    part = world.named(HELD, 2, rng)
+    drawn = uniform(part.labels, 20, 1, 1, 2, rng)
+    with pytest.raises(InputError, match="episodes must be some"):
+        choose_on_classes(learned, part, drawn[:0])
 
 
 def test_the_log_says_everything_that_was_chosen(world, learned):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thrifty.fewshot.classifier import Labels
-from thrifty.fewshot.episodes import Ints, uniform
+from thrifty.fewshot.episodes import Episodes, Ints
 from thrifty.fewshot.preprocess import Array, InputError
 from thrifty.fewshot.text_statistics.learning import TextToStatistics, relative_spreads
 from thrifty.fewshot.text_statistics.named_features import NamedFeatures, Selection
@@ -113,28 +113,30 @@ def pick(right: Ints, asked: int, alphas: Array, betas: Array, on: str, classes:
 
 
 def choose_on_classes(
-    statistics: TextToStatistics, validation: NamedFeatures, ways: int, shots: int, queries: int, episodes: int,
-    rng: np.random.Generator, *, alphas: npt.ArrayLike = GRID, betas: npt.ArrayLike = GRID, relative: bool = True,
+    statistics: TextToStatistics, validation: NamedFeatures, episodes: Episodes,
+    *, alphas: npt.ArrayLike = GRID, betas: npt.ArrayLike = GRID, relative: bool = True,
 ) -> Choice:  # fmt: skip
-    """Return the weights that label most queries of validation classes right, for one number of shots.
+    """Return the weights that label most queries of validation classes right, for the shots that episodes have.
 
-    Episodes of `ways` classes are drawn from `validation`, which must not hold base classes of the statistics.
-    Raises InputError for such classes, or when there are too few.
+    validation: it must not hold base classes of the statistics. episodes: of rows of it, all with the same ways, shots
+    and queries (`uniform` draws such). Raises InputError otherwise.
     """
     base = set(statistics.base.tolist())
     leaked = [c for c in validation.classes.tolist() if c in base]
     if leaked:
         raise InputError(f"{len(leaked)} validation class(es) are base classes: {', '.join(map(repr, leaked[:20]))}")
+    if not episodes.even or not len(episodes):
+        raise InputError("episodes must be some, all with the same ways, shots and queries")
     x_nd = statistics.prepared(validation.features)
     text_means, spreads = statistics.predict(validation.text_rows)
     alphas, betas = np.asarray(alphas, np.float64), np.asarray(betas, np.float64)
-    drawn = uniform(validation.labels, ways, shots, queries, episodes, rng)
+    ways, shots, queries = (*episodes.support.shape[1:], episodes.query.shape[2])
     right = np.zeros((len(alphas), len(betas)), np.int64)
     truth = np.repeat(np.arange(ways), queries)
-    for classes, support, query in zip(drawn.classes, drawn.support, drawn.query, strict=True):
+    for classes, support, query in zip(episodes.classes, episodes.support, episodes.query, strict=True):
         right += grid_counts(
             text_means[classes], spreads[classes], x_nd[support].mean(axis=1), x_nd[query.ravel()], truth,
-            lambda weights: np.repeat(alphas[:, None], ways, axis=1), betas, relative,
+            lambda _weights: np.repeat(alphas[:, None], ways, axis=1), betas, relative,
         )  # fmt: skip
-    on = f"{episodes} episodes of {len(validation.classes)} validation classes, {ways} ways, {shots} shots"
-    return pick(right, episodes * ways * queries, alphas, betas, on, validation.classes)
+    on = f"{len(episodes)} episodes of {len(validation.classes)} validation classes, {ways} ways, {shots} shots"
+    return pick(right, len(episodes) * ways * queries, alphas, betas, on, validation.classes)
