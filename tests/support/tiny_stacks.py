@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 WIDTH, HEADS, INNER, LAYERS = 24, 3, 20, 3
+LARGE = {"feat_extract_norm": "layer", "conv_bias": True}
 
 
 def _speech(**extra: Any) -> dict[str, Any]:
@@ -16,6 +17,10 @@ def _speech(**extra: Any) -> dict[str, Any]:
         conv_dim=(8, 8, 8), conv_kernel=(10, 3, 3), conv_stride=(5, 2, 2), num_conv_pos_embeddings=8,
         num_conv_pos_embedding_groups=2, vocab_size=12, codevector_dim=16, num_codevectors_per_group=4, **extra,
     )  # fmt: skip
+
+
+def _wavlm(**extra: Any) -> dict[str, Any]:
+    return _speech(num_buckets=16, max_bucket_distance=32, **extra)
 
 
 def _text(**extra: Any) -> dict[str, Any]:
@@ -30,18 +35,19 @@ def _llama(**extra: Any) -> dict[str, Any]:
 
 
 TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "wavlm": ("WavLMConfig", "WavLMModel", _speech(num_buckets=16, max_bucket_distance=32)),
-    "wavlm stable": ("WavLMConfig", "WavLMModel", _speech(num_buckets=16, max_bucket_distance=32, do_stable_layer_norm=True)),
-    "wavlm ctc": ("WavLMConfig", "WavLMForCTC", _speech(num_buckets=16, max_bucket_distance=32)),
+    "wavlm": ("WavLMConfig", "WavLMModel", _wavlm()),
+    "wavlm stable": ("WavLMConfig", "WavLMModel", _wavlm(do_stable_layer_norm=True)),
+    "wavlm ctc": ("WavLMConfig", "WavLMForCTC", _wavlm()),
     "hubert": ("HubertConfig", "HubertModel", _speech()),
-    "hubert large": ("HubertConfig", "HubertModel", _speech(feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True)),
+    "hubert large": ("HubertConfig", "HubertModel", _speech(do_stable_layer_norm=True, **LARGE)),
     "wav2vec2": ("Wav2Vec2Config", "Wav2Vec2Model", _speech()),
     "wav2vec2 ctc": ("Wav2Vec2Config", "Wav2Vec2ForCTC", _speech(conv_bias=True)),
     "whisper": (
         "WhisperConfig", "WhisperForConditionalGeneration",
-        dict(d_model=WIDTH, encoder_layers=LAYERS, decoder_layers=1, encoder_attention_heads=HEADS, decoder_attention_heads=HEADS,
-             encoder_ffn_dim=INNER, decoder_ffn_dim=INNER, num_mel_bins=6, max_source_positions=10, vocab_size=30,
-             pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=3),
+        dict(d_model=WIDTH, encoder_layers=LAYERS, decoder_layers=1, encoder_attention_heads=HEADS,
+             decoder_attention_heads=HEADS, encoder_ffn_dim=INNER, decoder_ffn_dim=INNER, num_mel_bins=6,
+             max_source_positions=10, vocab_size=30, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+             decoder_start_token_id=3),
     ),
     "bert": ("BertConfig", "BertModel", _text()),
     "bert mlm": ("BertConfig", "BertForMaskedLM", _text()),

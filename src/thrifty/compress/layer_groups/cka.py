@@ -161,7 +161,9 @@ def _normalised(products: Matrix, square_root: bool) -> Matrix:
     if flat := [int(i) for i in np.flatnonzero(own <= 0)]:
         raise DataError(f"representations {flat} are the same in every frame; CKA is not defined for them")
     scale = np.outer(own, own) if square_root else np.sqrt(np.outer(own, own))
-    return np.asarray(products / scale, dtype=np.float64)
+    found = np.asarray(products / scale, dtype=np.float64)
+    np.fill_diagonal(found, 1.0)  # up to rounding it is
+    return found
 
 
 def _refuse_few(frames: int, least: int) -> None:

@@ -14,12 +14,12 @@ HUES = 6  # --hue0 .. --hue5 of page.css
 STYLE = (
     "svg{font:11.5px system-ui,sans-serif;background:#fff}text{fill:#1c2127}.tick{fill:#5a6370}.end{text-anchor:end}"
     ".middle{text-anchor:middle}.branch{stroke:#5a6370;fill:none;stroke-width:1.5}.grid{stroke:#eaedf0}"
-    ".cut{stroke:#b3261e;stroke-dasharray:5 3}.cell{fill:#2563b8}.cell-frame{fill:none;stroke:#dfe3e8}"
-    ".cell-value{font-size:10px}.on-dark{fill:#fff}"
+    ".cut{stroke:#b3261e;stroke-dasharray:5 3}.cka{fill:#2563b8}.cka-frame{fill:none;stroke:#dfe3e8}"
+    ".cka-value{font-size:10px}.on-dark{fill:#fff}"
 )
 PAGE_STYLE = (
     ".branch{stroke:var(--soft);fill:none;stroke-width:1.5}.cut{stroke:var(--red);stroke-dasharray:5 3}"
-    ".cell{fill:var(--blue)}.cell-frame{fill:none;stroke:var(--rule)}svg .cell-value{font-size:10px}"
+    "svg .cka{fill:var(--blue)}.cka-frame{fill:none;stroke:var(--rule)}svg .cka-value{font-size:10px}"
     "svg .on-dark{fill:var(--paper)}"
 )
 
@@ -49,7 +49,7 @@ def cka_matrix(groups: Groups, name: str = "cka") -> str:
         for column in range(size):
             parts.append(_cell(groups, row, column, left, top, step, low))
     end = left + size * step
-    parts.append(element("rect", x=left, y=top, width=end - left, height=size * step, class_="cell-frame"))
+    parts.append(element("rect", x=left, y=top, width=end - left, height=size * step, class_="cka-frame"))
     parts += _scale(low, left, top + size * step + 16)
     words = f"Linear CKA between {size} representations on {groups.frames} frames."
     return picture(name, "Similarity of the layers", words, (end + 12, top + size * step + 52), parts)
@@ -131,9 +131,9 @@ def _cell(groups: Groups, row: int, column: int, left: float, top: float, step: 
     value = float(groups.similarity[row, column])
     shade = (value - low) / (1 - low) if low < 1 else 1.0
     x, y = left + column * step, top + row * step
-    box = element("rect", x=x, y=y, width=step, height=step, class_="cell", fill_opacity=round(0.04 + 0.96 * shade, 3))
+    box = element("rect", x=x, y=y, width=step, height=step, class_="cka", fill_opacity=round(0.04 + 0.96 * shade, 3))
     if step >= 26:
-        kind = "cell-value middle on-dark" if shade > 0.55 else "cell-value middle"
+        kind = "cka-value middle on-dark" if shade > 0.55 else "cka-value middle"
         box += label(x + step / 2, y + step / 2 + 3.5, f"{value:.2f}".lstrip("0") if value < 1 else "1", class_=kind)
     return titled(box, f"{layer_name(row)} and {layer_name(column)}: {value:.4f}")
 
@@ -142,7 +142,7 @@ def _scale(low: float, left: float, top: float) -> list[str]:
     parts, steps = [], 24
     for i in range(steps):
         shade = round(0.04 + 0.96 * i / (steps - 1), 3)
-        parts.append(element("rect", x=left + 6.0 * i, y=top, width=6.2, height=9, class_="cell", fill_opacity=shade))
+        parts.append(element("rect", x=left + 6.0 * i, y=top, width=6.2, height=9, class_="cka", fill_opacity=shade))
     parts.append(label(left, top + 23, f"{low:.2f}", class_="tick"))
     parts.append(label(left + 6.0 * steps, top + 23, "1", class_="tick end"))
     return parts
