@@ -1,6 +1,6 @@
 """One-class decisions from a label alone: is it this, when all that is known of it is its name?"""
 
-from thrifty.fewshot.one_class.answers import PROMPT, AnswerFile, Source, collect
+from thrifty.fewshot.one_class.answers import EXAMPLES, PROMPT, AnswerFile, Source, collect
 from thrifty.fewshot.one_class.benchmark import (
     Benchmark,
     Question,
@@ -31,6 +31,7 @@ from thrifty.fewshot.one_class.toy import ToyWorld
 from thrifty.fewshot.one_class.wordnet import Synset, WordNet
 
 __all__ = [
+    "EXAMPLES",
     "PROMPT",
     "RULES",
     "AnswerFile",

@@ -19,6 +19,13 @@ PROMPT = (
     "List {count} other things that look like a {label} in a photo and could be mistaken for a {label}, "
     "but are not a {label}. Answer with a numbered list of {count} short names and nothing else."
 )
+EXAMPLES = (  # to be continued by a model that follows no instructions; its answer ends at the line's end
+    "What each thing is easily confused with in a photo:\n"
+    "violin: viola, cello, guitar, banjo, mandolin, ukulele, lute, harp, double bass, bow\n"
+    "dolphin: porpoise, whale, shark, seal, tuna, swordfish, orca, sea lion, manatee, dugong\n"
+    "office chair: armchair, stool, sofa, bench, rocking chair, wheelchair, desk, car seat, throne, couch\n"
+    "{label}:"
+)
 
 
 class Source(Protocol):

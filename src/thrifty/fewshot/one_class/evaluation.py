@@ -69,6 +69,21 @@ class Evaluation:
     positive_rate: float  # of all pictures; macro F1 depends on it
     pictures: int
 
+    @classmethod
+    def join(cls, parts: Sequence[Evaluation]) -> Evaluation:
+        """Return the tasks of several evaluations of the same methods (the folds of a cross-fit) as one."""
+        if not parts or any(p.methods != parts[0].methods for p in parts):
+            raise InputError("only evaluations of the same methods can be joined")
+        pictures = sum(p.pictures for p in parts)
+        return cls(
+            tuple(n for p in parts for n in p.names),
+            tuple(n for p in parts for n in p.levels),
+            tuple(n for p in parts for n in p.groups),
+            {k: {m: np.concatenate([p.values[k][m] for p in parts]) for m in parts[0].methods} for k in METRICS},
+            sum(p.positive_rate * p.pictures for p in parts) / pictures,
+            pictures,
+        )
+
     @property
     def methods(self) -> tuple[str, ...]:
         """The methods, the oracle last."""

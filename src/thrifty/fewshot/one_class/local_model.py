@@ -31,6 +31,8 @@ class LocalModel:
     repetition_penalty: float = 1.1
     seed: int = 0
     batch: int = 8
+    chat: bool = True  # through the tokenizer's chat template, when it has one; else the prompt is continued as it is
+    stop: str | None = None  # the answer ends before this text, e.g. a line feed
     _loaded: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -45,7 +47,8 @@ class LocalModel:
         return {
             "kind": "local", "model": self.name or self.gguf_file or Path(self.folder).name,
             "max_new_tokens": self.max_new_tokens, "temperature": self.temperature,
-            "repetition_penalty": self.repetition_penalty, "seed": self.seed, "batch": self.batch,
+            "repetition_penalty": self.repetition_penalty, "seed": self.seed, "batch": self.batch, "chat": self.chat,
+            "stop": self.stop,
         }  # fmt: skip
 
     def answer(self, prompts: Sequence[str]) -> list[str]:
@@ -72,10 +75,11 @@ class LocalModel:
             pad_token_id=tokenizer.pad_token_id, **options,
         )  # fmt: skip
         asked = tokens["input_ids"].shape[1]
-        return [str(text).strip() for text in tokenizer.batch_decode(out[:, asked:], skip_special_tokens=True)]
+        texts = tokenizer.batch_decode(out[:, asked:], skip_special_tokens=True)
+        return [str(text).split(self.stop)[0].strip() if self.stop else str(text).strip() for text in texts]
 
     def _chat(self, prompt: str) -> str:
-        if not getattr(self._tokenizer, "chat_template", None):
+        if not self.chat or not getattr(self._tokenizer, "chat_template", None):
             return prompt
         turns = [{"role": "user", "content": prompt}]
         return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
@@ -105,4 +109,7 @@ class LocalModel:
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        self._loaded.update(tokenizer=tokenizer, model=model.eval().float())
+        whole = (
+            model.eval() if self.gguf_file else model.eval().float()
+        )  # GGUF is already made float32, and says it is not
+        self._loaded.update(tokenizer=tokenizer, model=whole)
