@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -237,7 +238,8 @@ class Fit:
             for epoch in range(self._resume(optimizer), self.training.epochs):
                 loss = self._epoch(epoch, optimizer, shares)
                 if self.checkpoint is not None:
-                    save_checkpoint(self.checkpoint, self.model, optimizer, epoch + 1, self.training)
+                    objective = digest_of(parts_of(self.objective))
+                    save_checkpoint(self.checkpoint, self.model, optimizer, epoch + 1, self.training, objective)
                 if progress is not None:
                     progress(epoch + 1, self.training.epochs, loss)
         self.model.eval()
@@ -245,7 +247,8 @@ class Fit:
     def _resume(self, optimizer: torch.optim.Optimizer) -> int:
         if self.checkpoint is None or not self.checkpoint.exists():
             return 0
-        return load_checkpoint(self.checkpoint, self.model, optimizer, self.training)
+        objective = digest_of(parts_of(self.objective))
+        return load_checkpoint(self.checkpoint, self.model, optimizer, self.training, objective)
 
     def _epoch(self, epoch: int, optimizer: torch.optim.Optimizer, shares: list[float]) -> float:
         """Train for one epoch; its randomness depends on seed and epoch alone. Return the mean loss."""
@@ -292,9 +295,12 @@ class Fit:
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, training: Training
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, training: Training, objective: str = ""
 ) -> None:
-    """Write weights, optimiser state and the number of finished epochs (temporary file, then rename)."""
+    """Write weights, optimiser state and the number of finished epochs (temporary file, then rename).
+
+    objective: a digest of it, so that training does not go on with another one.
+    """
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
@@ -302,13 +308,13 @@ def save_checkpoint(
                 tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + f".{os.getpid()}.partial")
-    meta = {"epoch": str(epoch), "training": json.dumps(asdict(training))}
+    meta = {"epoch": str(epoch), "training": json.dumps(asdict(training)), "objective": objective}
     save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, partial, metadata=meta)
     os.replace(partial, path)
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, training: Training
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, training: Training, objective: str = ""
 ) -> int:
     """Fill model and optimiser, return the number of finished epochs; DataError if it is another run's."""
     try:
@@ -320,6 +326,8 @@ def load_checkpoint(
         raise DataError(f"the checkpoint {path} cannot be read ({err}); delete it to start over") from err
     wanted = json.loads(json.dumps(asdict(training)))
     differ = [f"{k} was {saved.get(k)!r}, is {v!r}" for k, v in wanted.items() if saved.get(k) != v]
+    if meta.get("objective") and objective and meta["objective"] != objective:
+        differ.append("the objective, or its teacher, was another one")
     if differ:
         raise DataError(
             f"the checkpoint {path} belongs to another training run ({'; '.join(differ)}); "
@@ -337,6 +345,41 @@ def load_checkpoint(
             state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return epoch
+
+
+# --- what a training run depends on
+
+
+def parts_of(value: object) -> list[object]:
+    """Return what tells two objectives apart: types, knobs, and the tensors of teachers."""
+    parts: list[object] = [type(value).__name__]
+    if isinstance(value, nn.Module):
+        parts += [str(value), *value.state_dict().items()]
+    elif is_dataclass(value):
+        parts += [part for f in fields(value) for part in (f.name, *parts_of(getattr(value, f.name)))]
+    elif isinstance(value, Mapping):
+        parts += [part for pair in value.items() for item in pair for part in parts_of(item)]
+    elif isinstance(value, (list, tuple)):
+        parts += [part for item in value for part in parts_of(item)]
+    elif isinstance(value, (bool, int, float, str)):
+        parts.append(repr(value))
+    return parts
+
+
+def digest_of(parts: Iterable[object]) -> str:
+    """Return twelve hexadecimal digits that differ when any part does: texts, or pairs of a name and a tensor.
+
+    >>> digest_of(["a"]) == digest_of(["a"]), digest_of(["a"]) == digest_of(["b"])
+    (True, False)
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        name, value = part if isinstance(part, tuple) else (part, None)
+        digest.update(repr(name).encode())
+        if isinstance(value, Tensor):
+            digest.update(repr((tuple(value.shape), str(value.dtype))).encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 # --- progress

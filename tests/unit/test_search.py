@@ -19,9 +19,12 @@ from small import TinyNet, small_task, trained
 from torch import nn
 
 from thrifty.budget import Budget
+from thrifty.compress import compress
+from thrifty.compress.teach import Lesson
 from thrifty.errors import (
     CaptureError,
     DataError,
+    Incompatible,
     KnobError,
     MissingExtra,
     NoMatch,
@@ -29,7 +32,7 @@ from thrifty.errors import (
     ThriftyError,
     UnsupportedModel,
 )
-from thrifty.objectives import with_teacher
+from thrifty.objectives import Teaching, with_teacher
 from thrifty.report import Report
 from thrifty.search import optimize
 from thrifty.search.recipes import recipe_of, space_of
@@ -218,7 +221,7 @@ def test_the_test_split_is_touched_once_at_the_end(fast, net, task, monkeypatch)
     optimize(net, task, Budget(max_drop=0.05), trials=6)
     first = log.index("test")
     assert "trial" not in log[first:]
-    assert log.count("trial") == 6
+    assert log.count("trial") == 7  # and the chosen recipe once more, without its teacher
 
 
 def test_the_choice_does_not_depend_on_the_test_split(fast, net, task):
@@ -314,6 +317,57 @@ def test_another_teacher_does_not_resume(fast, net, task, tmp_path):
             optimize(net, other, **ask)
 
 
+# --- teachers
+
+
+TRAINED = {"budget": Budget(max_drop=0.03), "trials": 7}  # the chosen recipe of this search trains
+
+
+def test_the_report_says_what_the_teacher_bought(fast, net, task, tmp_path):
+    result = optimize(net, task, **TRAINED, state=tmp_path)
+    (table,) = [t for t in result.report.tables if "teacher" in t.title]
+    scores = {row[0]: row[1] for row in table.rows}
+    assert set(scores) == {"distillation from the float model", "no teacher"}
+    assert result.chosen.score == max(scores.values()) == task.score(result.model)
+    assert any(f"{scores['distillation from the float model'] - scores['no teacher']:+.4f}" in n
+               for n in result.report.notes)  # fmt: skip
+    kept = optimize(net, task, **TRAINED, teaching=Teaching(compare=False))
+    assert any("not compared" in n for n in kept.report.notes)
+    assert not [t for t in kept.report.tables if "teacher" in t.title]
+
+
+def test_a_comparison_is_not_made_twice(fast, net, task, tmp_path, monkeypatch):
+    first = optimize(net, task, **TRAINED, state=tmp_path)
+    monkeypatch.setattr(stubs.thrifty.search.bench, "compress", None)
+    monkeypatch.setattr(stubs.thrifty.deploy, "measure", None)
+    again = optimize(net, task, **TRAINED, state=tmp_path)
+    assert [t.rows for t in again.report.tables] == [t.rows for t in first.report.tables]
+
+
+def test_what_scores_lower_with_the_teacher_is_not_kept(fast, net, task, monkeypatch):
+    monkeypatch.setattr(Lesson, "kept", False)
+    result = optimize(net, task, **TRAINED)
+    assert "trained without it is kept" in next(n for n in result.report.notes if n.startswith("teacher ("))
+    assert bits_of(result.model) == bits_of(compress(net, result.recipe, task, teaching=None))
+    assert result.chosen in result.trials
+    assert result.chosen.score == task.score(result.model)
+
+
+def test_a_teacher_that_does_not_fit_is_refused_before_any_work(net, task):
+    wide = Teaching(nn.Sequential(nn.Flatten(), nn.Linear(64, 9)))
+    with pytest.raises(Incompatible, match=r"student gives \(4, 4\).*teacher \(4, 9\)"):
+        optimize(net, task, Budget(max_drop=0.03), teaching=wide)
+
+
+def test_the_default_teacher_is_part_of_what_is_resumed(fast, net, task, tmp_path):
+    ask = {"budget": Budget(max_drop=0.05), "trials": 1, "state": tmp_path}
+    optimize(net, task, **ask)
+    for other in (None, Teaching(weight=2.0), Teaching(trained(epochs=1, kind=TinyNet))):
+        with pytest.raises(StoreError, match="objective: "):
+            optimize(net, task, **ask, teaching=other)
+    optimize(net, task, **ask, teaching=Teaching(compare=False))
+
+
 KILLED = """
     import sys
     sys.path.insert(0, {support!r})
@@ -350,7 +404,8 @@ def test_killed_it_goes_on(fast, net, task, tmp_path):
         result = optimize(net, task, Budget(max_drop=0.03), trials=7, state=tmp_path / "state")
     finally:
         stubs.thrifty.deploy.measure = plain
-    assert len(calls) == len(result.trials) - sum(e["kind"] == "trial" for e in kept)
+    alone = any("on validation; the model trained" in note for note in result.report.notes)  # without its teacher
+    assert len(calls) == len(result.trials) - sum(e["kind"] == "trial" for e in kept) + alone
     assert any("earlier run" in note for note in result.report.notes)
 
 

@@ -19,6 +19,7 @@ MODEL = "file.py:Name, package.module:Name (a class or a function), zoo:NAME, or
 TARGET = "a core or a board of 'thrifty list targets'"
 DATA = "an .npz file, a folder of images (CLASS/*.png), or a data set of 'thrifty list data'"
 KINDS = ("techniques", "targets", "data", "zoo")
+TAUGHT = ("distillation", "graph_distillation", "relational_distillation")  # keys of thrifty.objectives.TAUGHT
 
 
 class _Parser(argparse.ArgumentParser):
@@ -147,6 +148,7 @@ def _optimize(verbs: Any) -> None:
     parser.add_argument("--epochs", type=int, default=2, help="of each training in the search (%(default)s)")
     parser.add_argument("--no-train", dest="train", action="store_false", help="never train")
     parser.add_argument("--keep", nargs="+", default=(), metavar="PATTERN", help="modules that stay at full width")
+    _teacher(parser, recovery=True)
     _common(parser)
 
 
@@ -161,6 +163,7 @@ def _compress(verbs: Any) -> None:
         "--step", nargs="+", action="append", default=[], metavar=("TECHNIQUE", "KNOB=VALUE"),
         help="a technique and its knobs, again for each step; see 'thrifty list techniques'",
     )  # fmt: skip
+    _teacher(parser, recovery=True)
     _budget(parser)
     _target(parser, default=None)
     _out(parser, "build")
@@ -230,6 +233,7 @@ def _train(verbs: Any) -> None:
         "--out", default="weights.safetensors", metavar="FILE", help="where the weights go (%(default)s)"
     )
     parser.add_argument("--resume", action="store_true", help="keep a checkpoint beside OUT, and go on from it")
+    _teacher(parser, recovery=False)
     _common(parser)
 
 
@@ -265,6 +269,34 @@ def _inputs(parser: argparse.ArgumentParser, data_needed: bool) -> None:
         group.add_argument(
             "--input-shape", type=_shape, metavar="C,H,W", help="instead of data: the shape of one input"
         )
+
+
+def _teacher(parser: argparse.ArgumentParser, recovery: bool) -> None:
+    """Add the flags of a teacher; recovery: the float model is one without any flag."""
+    group = parser.add_argument_group("teacher")
+    default = "; without it, the float model teaches the recovery of its compressed copy" if recovery else ""
+    group.add_argument("--teacher", metavar="MODEL", help=f"whom the trained model learns from, as MODEL{default}")
+    group.add_argument("--teacher-weights", metavar="FILE", help="as --weights, of the teacher")
+    group.add_argument(
+        "--teacher-args", nargs="+", type=pair, default=(), metavar="KEY=VALUE", help="arguments of the teacher's class"
+    )
+    group.add_argument(
+        "--objective", choices=TAUGHT, metavar="NAME",
+        help=f"what is learned from the teacher: {', '.join(TAUGHT)} ({TAUGHT[0]})",
+    )  # fmt: skip
+    group.add_argument(
+        "--objective-knobs", nargs="+", type=pair, default=(), metavar="KNOB=VALUE",
+        help="fields of that objective, see thrifty.objectives",
+    )  # fmt: skip
+    group.add_argument(
+        "--objective-weight", type=float, metavar="WEIGHT", help="its weight beside the labels (1, 25 or 25)"
+    )
+    if recovery:
+        group.add_argument("--no-teacher", action="store_true", help="labels alone")
+        group.add_argument(
+            "--no-teacher-check", action="store_true",
+            help="do not train without the teacher as well, to say what it bought and keep the better",
+        )  # fmt: skip
 
 
 def _budget(parser: argparse.ArgumentParser) -> None:

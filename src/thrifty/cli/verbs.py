@@ -24,6 +24,7 @@ from thrifty.cli.inputs import read_example, read_model, read_task, refuse_shape
 from thrifty.cli.listing import LISTS
 from thrifty.cli.parser import pair
 from thrifty.cli.show import finish, progress_bar, say, table_text
+from thrifty.cli.teacher import read_teaching, refuse_teacher
 from thrifty.compress import TECHNIQUES
 from thrifty.compress import compress as apply_recipe
 from thrifty.compress.refuse import refusals as integer_refusals
@@ -60,13 +61,15 @@ def run_optimize(args: argparse.Namespace) -> int:
     refuse_out(out)
     if state.exists() and not args.resume:
         raise StoreError(f"{state} holds an earlier search; add --resume to go on with it, or choose another --out")
+    refuse_teacher(args)
     task = read_task(args)
     model, source = read_model(args, task)
+    teaching = read_teaching(args, task)
     with progress_bar("optimize") as progress:
         result = search(
             model, task, budget, args.target, seed=args.seed, trials=args.trials, time_limit=args.time_limit,
             state=state, progress=progress, sampler=args.sampler, level=args.level, epochs=args.epochs,
-            train=args.train, keep=args.keep, folder=out / "c",
+            train=args.train, keep=args.keep, folder=out / "c", teaching=teaching,
         )  # fmt: skip
     report = result.report
     write_text(out / "recipe.toml", result.recipe.to_toml())
@@ -83,12 +86,14 @@ def run_compress(args: argparse.Namespace) -> int:
     """Apply a recipe, save the model, and measure it when a limit or a target asks for it."""
     recipe, budget = _recipe(args), _budget(args)
     refuse_out(args.out)
+    refuse_teacher(args)
     task = read_task(args)
     model, source = read_model(args, task)
     refuse_shapes(model, task.example)
+    teaching = read_teaching(args, task)
     report = Report(f"compress {_short(source)}", budget, args.target or "", args.seed, _metric(task))
     torch.manual_seed(args.seed)
-    result = apply_recipe(model, recipe, task, report)
+    result = apply_recipe(model, recipe, task, report, teaching)
     if args.target or budget.flash_bytes or budget.ram_bytes or budget.instructions:
         report.target = args.target or "cortex-m4"
         _name_compiler(report)
@@ -202,9 +207,12 @@ def run_train(args: argparse.Namespace) -> int:
     if out.is_dir():
         raise StoreError(f"--out {out} is a folder; name a file")
     refuse_out(out.parent)
+    refuse_teacher(args)
     task = read_task(args)
     model, source = read_model(args, task)
     refuse_shapes(model, task.example)
+    teaching = read_teaching(args, task) if args.teacher else None
+    task = task if teaching is None else teaching.task(task, model) or task
     checkpoint = out.with_name(f"{out.name}.checkpoint") if args.resume else None
     report = Report(f"train {_short(source)}", seed=args.seed, metric=_metric(task))
     report.add("start", Cost(), task.score(model))
@@ -218,6 +226,8 @@ def run_train(args: argparse.Namespace) -> int:
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     report.files["weights"] = out.name
+    if teaching is not None:
+        report.notes.append(f"teacher: {teaching.name}")
     if args.json:
         return finish(report, as_json=True)
     say(table_text(steps_table(report)))

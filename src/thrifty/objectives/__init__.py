@@ -10,17 +10,19 @@ from thrifty.objectives.features import Teacher
 from thrifty.objectives.graph_distillation import GraphDistillation
 from thrifty.objectives.graph_smoothness import GraphSmoothness, k_nearest, nearest_mean
 from thrifty.objectives.relational_distillation import RelationalDistillation
-from thrifty.objectives.teaching import with_teacher
+from thrifty.objectives.teaching import TAUGHT, Teaching, with_teacher
 from thrifty.objectives.weighted_sum import WeightedSum
 
 __all__ = [
     "OBJECTIVES",
+    "TAUGHT",
     "CrossEntropy",
     "Distillation",
     "GraphDistillation",
     "GraphSmoothness",
     "RelationalDistillation",
     "Teacher",
+    "Teaching",
     "WeightedSum",
     "k_nearest",
     "nearest_mean",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from thrifty.errors import KnobError, NoMatch, close_to
@@ -23,6 +25,7 @@ TAUGHT: dict[str, tuple[Any, float]] = {
     "graph_distillation": (GraphDistillation, 25.0),
     "relational_distillation": (RelationalDistillation, 25.0),
 }
+TRIED = 4  # training rows on which a teacher is tried before any work
 
 
 def with_teacher(
@@ -50,3 +53,48 @@ def with_teacher(
     own: Objective = task.objective or (CrossEntropy() if task.classes else PlainLoss(0))
     taught = kind(Teacher.of(teacher), **knobs)
     return replace(task, objective=WeightedSum({own: 1.0, taught: usual if weight is None else weight}))
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """Who teaches the training in which a compressed model recovers, and what is asked of it.
+
+    The default is the float model before its compression, and its class probabilities; for tasks without classes, or
+    with an objective of their own, there is no default.
+    """
+
+    teacher: nn.Module | None = field(default=None, repr=False)  # None = the float model before its compression
+    objective: str = "distillation"  # one of TAUGHT
+    weight: float | None = None  # beside the task's own objective; None = as in with_teacher
+    knobs: Mapping[str, Any] = field(default_factory=dict)  # of the objective
+    compare: bool = True  # train without the teacher too, say what it bought, and keep what scores higher
+
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+        who = "the float model" if self.teacher is None else type(self.teacher).__name__
+        return f"{self.objective.replace('_', ' ')} from {who}"
+
+    def task(self, task: Task, model: nn.Module) -> Task | None:
+        """Return the task as the teacher teaches it; None where there is no teacher.
+
+        model: the float model before its compression. It is tried on some rows, so that what does not fit is refused
+        before any work: raises what `with_teacher` and the objective raise.
+        """
+        if self.teacher is None and (not task.classes or task.objective is not None):
+            return None
+        teacher = model if self.teacher is None else self.teacher
+        taught = with_teacher(task, teacher, self.objective, self.weight, **self.knobs)
+        modes = {m: m.training for m in model.modules()}
+        device = next((t.device for t in model.parameters()), task.train.x.device)
+        assert taught.objective is not None
+        try:
+            with torch.no_grad():
+                taught.objective.loss(model.eval(), task.train.x[:TRIED].to(device), task.train.y[:TRIED].to(device))
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        return taught
+
+
+FLOAT_MODEL = Teaching()

@@ -15,6 +15,7 @@ from torch import nn
 from thrifty import deploy
 from thrifty.capture import capture
 from thrifty.compress import QuantizedModel, compress
+from thrifty.compress.teach import taught_in, trains
 from thrifty.cost import Cost, count
 from thrifty.deploy.c.host import run_host
 from thrifty.deploy.lower import lower
@@ -22,6 +23,7 @@ from thrifty.deploy.program import Program
 from thrifty.deploy.run import dequantize, quantize_input
 from thrifty.errors import MissingExtra, StoreError, ThriftyError
 from thrifty.graph import Graph
+from thrifty.objectives import Teaching
 from thrifty.recipe import Recipe
 from thrifty.search.recipes import recipe_of
 from thrifty.search.space import Point, Probe, Trial
@@ -44,6 +46,8 @@ class Bench:
     state: State
     reference: float = 0.0  # validation score of the model as it is
     epochs: int = 2
+    teaching: Teaching | None = None  # who teaches the recovery
+    taught: Task | None = None  # the task as it is taught; None: nobody teaches
     say: Callable[[str], None] = lambda _text: None
     models: dict[str, nn.Module] = field(default_factory=dict)  # the latest, by recipe
 
@@ -108,12 +112,23 @@ class Bench:
         before = self.edited(Recipe(recipe.steps[:-1]))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.task.seed)
-            model = compress(before, Recipe(recipe.steps[-1:]), self.task)
+            model = compress(before, Recipe(recipe.steps[-1:]), self.task_of(recipe), teaching=None)
         if folder is not None:
             from thrifty.store import save
 
             save(model, folder)
         return model
+
+    def task_of(self, recipe: Recipe) -> Task:
+        """Return the task that the last step of a recipe trains on: with the teacher, where that has its place."""
+        taught = self.taught is not None and taught_in(recipe, self.teaching)
+        return self.taught if taught and self.taught is not None else self.task
+
+    def untaught(self) -> Bench:
+        """Return a bench that trains without the teacher, with a state of its own beside this one's."""
+        folder = self.state.folder
+        state = State.open(None if folder is None else folder / "without_teacher", {"search": "the same"})
+        return replace(self, taught=None, teaching=None, state=state, models={})
 
     def graph(self, recipe: Recipe) -> Graph:
         """Return the graph of the model after a recipe."""
@@ -150,11 +165,6 @@ class Bench:
 def graph_of(model: nn.Module, task: Task) -> Graph:
     """Return the graph of a model; a quantised one knows its own, without an export."""
     return model.formatted() if isinstance(model, QuantizedModel) else capture(model, task.example)
-
-
-def trains(recipe: Recipe) -> bool:
-    """Whether any step of a recipe trains."""
-    return any(getattr(s, "recover_epochs", 0) or getattr(s, "epochs", 0) for s in recipe)
 
 
 def _soft(model: nn.Module) -> nn.Module:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from thrifty import deploy
 from thrifty.budget import Budget, Violation
 from thrifty.capture import capture
 from thrifty.compress.quantize import Quantize
+from thrifty.compress.teach import Lesson, taught_in
 from thrifty.cost import count
 from thrifty.deploy import Deployment
 from thrifty.deploy.fidelity import layer_fidelity
@@ -77,6 +78,34 @@ class Ending:
     notes: Sequence[str] = ()
     interrupted: bool = False
     folder: Path | None = None  # where the C project goes
+    lesson: Lesson | None = None  # what the teacher bought
+
+    def compared(self, say: Callable[[str], None] | None) -> Ending:
+        """Carry out the chosen recipe without its teacher too, and end with what scores higher on validation.
+
+        say: is told what goes on; None = there is no time for that.
+        """
+        bench, teaching = self.bench, self.bench.teaching
+        chosen = choose(self.trials, self.budget)
+        recipe = recipe_of(chosen.point, bench.epochs)
+        if bench.taught is None or teaching is None or not taught_in(recipe, teaching) or chosen.score is None:
+            return self
+        if not teaching.compare or self.interrupted or say is None:
+            return replace(self, lesson=Lesson(teaching.name, chosen.score, None))
+        say(f"{name_of(chosen.point)}, without the teacher")
+        alone = bench.untaught()
+        try:
+            trial = alone.measure(chosen.point)
+        except KeyboardInterrupt:
+            note = "the comparison with training without the teacher was interrupted"
+            return replace(self, interrupted=True, notes=(*self.notes, note))
+        if trial.score is None:
+            return replace(self, lesson=Lesson(teaching.name, chosen.score, None))
+        lesson = Lesson(teaching.name, chosen.score, trial.score)
+        if lesson.kept:
+            return replace(self, lesson=lesson)
+        trials = tuple(trial if t is chosen else t for t in self.trials)
+        return replace(self, bench=alone, trials=trials, lesson=lesson)
 
     def result(self) -> Result:
         """Choose, prove, touch the test split, and report."""
@@ -170,6 +199,8 @@ class Ending:
 
     def _notes(self, report: Report, chosen: Trial) -> None:
         report.interrupted = self.interrupted
+        if self.lesson is not None:
+            self.lesson.tell(report)
         report.notes.extend(self.notes)
         if broken := self.budget.check(chosen.cost, chosen.drop):
             listed = "; ".join(str(v) for v in broken)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +27,7 @@ from thrifty.errors import (
     UnsupportedModel,
     close_to,
 )
+from thrifty.objectives.teaching import FLOAT_MODEL, Teaching
 from thrifty.search.bench import Bench
 from thrifty.search.ending import Ending, Result
 from thrifty.search.explore import Explorer, Sensitivity
@@ -36,6 +36,7 @@ from thrifty.search.sample import Sampler
 from thrifty.search.space import Goal, Point, Space, Trial
 from thrifty.search.state import State
 from thrifty.task import Task
+from thrifty.training import digest_of, parts_of
 
 SAMPLERS = ("greedy", "optuna")
 Progress = Callable[[int, int, str], None]
@@ -58,6 +59,7 @@ def optimize(
     train: bool = True,
     keep: Sequence[str] = (),
     folder: str | Path | None = None,
+    teaching: Teaching | None = FLOAT_MODEL,
 ) -> Result:
     """Find the cheapest recipe for a trained model that keeps its score, deployed on a target.
 
@@ -82,7 +84,9 @@ def optimize(
     trials at most, text). sampler: "greedy" (sensitivities, bisection, moves) or "optuna" (its TPE sampler;
     extra "search"). level: 1 = bisection; 2 = greedy moves too, longer and smaller. epochs: of each
     training. train=False: never trains. keep: patterns of modules that are left at full width. folder:
-    where the C project is written (None = nowhere).
+    where the C project is written (None = nowhere). teaching: who teaches the recovery, by default the given model;
+    None = nobody. The chosen recipe, if it was taught, is also carried out without the teacher: the report says what
+    the teacher bought, and what scores higher on validation is the result (`compare=False` spares that).
 
     Ctrl-C ends the search with what is known, `interrupted` set and the test split untouched, so that it is
     scored once when a resumed search ends; it is passed on when no trial was finished.
@@ -97,8 +101,9 @@ def optimize(
     _refuse(model, task, options)
     model = copy.deepcopy(model).eval()
     space = space_of(capture(model, task.example), keep, lossless=_has_lossless(model, task))
-    kept = State.open(state, _request(model, task, options))
-    bench = Bench(model, task, chosen_target.name, kept, epochs=epochs)
+    taught = teaching.task(task, model) if teaching is not None and train else None
+    kept = State.open(state, _request(model, taught or task, options))
+    bench = Bench(model, task, chosen_target.name, kept, epochs=epochs, teaching=teaching, taught=taught)
     bench.reference = _fact(kept, "reference", lambda: task.score(model))
     search = _Search(bench, space, options, progress)
     interrupted = search.run()
@@ -107,7 +112,7 @@ def optimize(
         table=search.table, notes=search.notes(interrupted), interrupted=interrupted,
         folder=None if folder is None else Path(folder),
     )  # fmt: skip
-    return ending.result()
+    return ending.compared(None if search.out_of_time else search.announce).result()
 
 
 @dataclass(frozen=True)
@@ -188,10 +193,10 @@ def _request(model: nn.Module, task: Task, options: _Options) -> dict[str, str]:
     values = [f"{f.name}={v}" for f in fields(Budget) if (v := getattr(options.budget, f.name)) is not None]
     return {
         "thrifty": thrifty.__version__,
-        "model": _digest([str(model), *model.state_dict().items()]),
-        "data": _digest([(n, getattr(s, a)) for n in ("train", "validation") if (s := task.split(n)) for a in "xy"]),
+        "model": digest_of([str(model), *model.state_dict().items()]),
+        "data": digest_of([(n, getattr(s, a)) for n in ("train", "validation") if (s := task.split(n)) for a in "xy"]),
         "metric": getattr(task.metric, "__qualname__", "default"),
-        "objective": _digest(_parts(task.objective)),
+        "objective": digest_of(parts_of(task.objective)),
         "seed": str(task.seed),
         "budget": ", ".join(values),
         "target": options.target.name,
@@ -201,33 +206,6 @@ def _request(model: nn.Module, task: Task, options: _Options) -> dict[str, str]:
         "train": str(options.train),
         "keep": ", ".join(options.keep) or "nothing",
     }
-
-
-def _parts(value: object) -> list[object]:
-    """Return what tells two objectives apart: types, knobs, and the tensors of teachers."""
-    parts: list[object] = [type(value).__name__]
-    if isinstance(value, nn.Module):
-        parts += [str(value), *value.state_dict().items()]
-    elif is_dataclass(value):
-        parts += [part for f in fields(value) for part in (f.name, *_parts(getattr(value, f.name)))]
-    elif isinstance(value, Mapping):
-        parts += [part for pair in value.items() for item in pair for part in _parts(item)]
-    elif isinstance(value, (list, tuple)):
-        parts += [part for item in value for part in _parts(item)]
-    elif isinstance(value, (bool, int, float, str)):
-        parts.append(repr(value))
-    return parts
-
-
-def _digest(parts: Sequence[object]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        name, value = part if isinstance(part, tuple) else (part, None)
-        digest.update(repr(name).encode())
-        if isinstance(value, Tensor):
-            digest.update(repr((tuple(value.shape), str(value.dtype))).encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 def _fact(state: State, name: str, compute: Callable[[], float]) -> float:
@@ -294,6 +272,10 @@ class _Search:
         limit = self.options.time_limit
         if limit is not None and time.monotonic() - self.started > limit and self.asked:
             raise _OutOfTime
+        self.announce(text)
+
+    def announce(self, text: str) -> None:
+        """Say what goes on after the last trial."""
         if self.progress:
             self.progress(len(self.asked), self.options.trials, text)
 

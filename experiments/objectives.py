@@ -1,0 +1,446 @@
+"""Objectives: recovery with a teacher, a narrow student of a wide teacher, the smoothness loss, and what a step costs.
+
+`part` names one of PARTS. Parts that train keep every finished cell in runs/NAME.jsonl, so that a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tables import percent, result, table
+from torch import Tensor, nn
+from train import HERE, interval, task_named, task_of, trained
+
+from thrifty.compress import TECHNIQUES, compress
+from thrifty.objectives import (
+    CrossEntropy,
+    GraphDistillation,
+    GraphSmoothness,
+    RelationalDistillation,
+    Teacher,
+    WeightedSum,
+    k_nearest,
+    nearest_mean,
+    with_teacher,
+)
+from thrifty.objectives.features import OnePass, Pass, look
+from thrifty.recipe import Recipe, make_step
+from thrifty.task import Split, Task
+from thrifty.zoo import create
+
+RUNS = HERE.parent / "runs"
+
+
+def run(spec: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the result of one part."""
+    return PARTS[spec["part"]](spec, name)
+
+
+class Cells:
+    """Finished pieces of an experiment, by name, kept in a file as they come."""
+
+    def __init__(self, name: str) -> None:
+        self.path = RUNS / f"{name}.jsonl"
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        self.known: dict[str, Any] = dict(json.loads(line) for line in lines)
+
+    def get(self, key: str, compute: Callable[[], Any]) -> Any:
+        """Return the piece of this name, computed now if it is not known."""
+        if key not in self.known:
+            start = time.monotonic()
+            value = compute()
+            value = json.loads(json.dumps({**value, "seconds": round(time.monotonic() - start, 2)}))
+            self.path.parent.mkdir(exist_ok=True)
+            with open(self.path, "a") as file:
+                file.write(json.dumps([key, value]) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            self.known[key] = value
+            print(f"  {key}: {value}", flush=True)
+        return self.known[key]
+
+
+# --- recovery: the float model teaches its own compressed copy
+
+
+def recovery(spec: dict[str, Any], name: str) -> dict[str, Any]:
+    """Recover from pruning and rounding with and without the float model as the teacher, at several step sizes."""
+    cells, rows = Cells(name), []
+    for network in spec["networks"]:
+        model, task = trained(network), task_named(network)
+        rows.append({"network": network, "float": _scores(task, model), "cells": []})
+        for recipe, steps in spec["recipes"].items():
+            for how in spec["objectives"]:
+                for factor in spec["steps"]:
+                    found = [
+                        cells.get(
+                            f"{network} / {recipe} / {how} / step x{factor} / seed {seed}",
+                            lambda: _recovered(model, replace(task, seed=seed), _scaled(steps, factor), spec, how),
+                        )
+                        for seed in spec["seeds"]
+                    ]
+                    rows[-1]["cells"].append({"recipe": recipe, "objective": how, "step": factor, "runs": found})
+    return {"networks": rows}
+
+
+def _scaled(steps: list[dict[str, Any]], factor: float) -> Recipe:
+    """Return a recipe whose trainings take steps of `factor` times the default size."""
+    made = []
+    for knobs in steps:
+        step = make_step(dict(knobs), TECHNIQUES)
+        rate = "recover_lr" if hasattr(step, "recover_lr") else "lr"
+        made.append(replace(step, **{rate: getattr(step, rate) * factor}))  # type: ignore[type-var]
+    return Recipe(tuple(made))
+
+
+def _recovered(model: nn.Module, task: Task, recipe: Recipe, spec: dict[str, Any], how: str) -> dict[str, Any]:
+    return _scores(task, compress(model, recipe, _taught(task, model, spec, how), teaching=None))
+
+
+def _taught(task: Task, teacher: nn.Module, spec: dict[str, Any], how: str) -> Task:
+    knobs = dict(spec["objectives"][how])
+    return task if how == "none" else with_teacher(task, teacher, knobs.pop("name"), **knobs)
+
+
+def _scores(task: Task, model: nn.Module) -> dict[str, float]:
+    return {split: round(task.score(model, split), 5) for split in ("validation", "test")}
+
+
+# --- student: a wide teacher, a narrow student
+
+
+def student(spec: dict[str, Any], name: str) -> dict[str, Any]:
+    """Train a wide teacher once, then narrow students with each objective and seed; errors and agreement on test."""
+    task, cells = _few(task_of(spec), spec), Cells(name)
+    teacher = _made(spec["teacher"], spec["teacher_seed"])
+    where = RUNS / f"{name}.teacher.safetensors"
+    show = _shower(f"{name} teacher")
+    task.fit(teacher, seed=spec["teacher_seed"], progress=show, checkpoint=where, **spec["teacher_fit"])
+    found: dict[str, Any] = {"teacher": cells.get("teacher", lambda: _judged(task, teacher, teacher)), "students": []}
+    frozen = Teacher(teacher)
+    for how in spec["objectives"]:
+        runs = [
+            cells.get(f"{how} / seed {seed}", lambda: _student(task, frozen, spec, how, seed)) for seed in spec["seeds"]
+        ]
+        found["students"].append({"objective": how, "runs": runs})
+    sizes = {"teacher": teacher, "student": _made(spec["student"], 0)}
+    found["parameters"] = {who: sum(p.numel() for p in m.parameters()) for who, m in sizes.items()}
+    found["examples"] = {split: len(task.split(split)) for split in ("train", "validation", "test")}
+    return found
+
+
+def _few(task: Task, spec: dict[str, Any]) -> Task:
+    """Return the task with at most `train_rows` training and `test_rows` test examples."""
+    fewer = task.limited(spec["train_rows"]) if spec.get("train_rows") else task
+    test = task.limited(spec["test_rows"]).test if spec.get("test_rows") else task.test
+    return Task(
+        fewer.train, task.validation, test, name=task.name, seed=task.seed, classes=task.classes, info=task.info
+    )
+
+
+def _student(task: Task, teacher: Teacher, spec: dict[str, Any], how: str, seed: int) -> dict[str, Any]:
+    model = _made(spec["student"], seed)
+    taught = _taught(task, teacher, spec, how)
+    taught.fit(model, seed=seed, progress=_shower(f"{how} seed {seed}"), **spec["student_fit"])
+    return _judged(task, model, teacher)
+
+
+def _judged(task: Task, model: nn.Module, teacher: nn.Module) -> dict[str, Any]:
+    """Return scores, and the share of test rows on which both say the same: all, teacher right, teacher wrong."""
+    assert task.test is not None
+    mine, theirs = (task.outputs(m, "test").argmax(1) for m in (model, teacher))
+    right, same = theirs == task.test.y.numpy(), mine == theirs
+    shares = {"all": same, "teacher_right": same[right], "teacher_wrong": same[~right]}
+    agreement = {k: round(float(v.mean()), 5) if len(v) else None for k, v in shares.items()}
+    return {**_scores(task, model), "agreement": agreement}
+
+
+def _made(options: dict[str, Any], seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return create(**options)
+
+
+def _shower(title: str) -> Callable[[int, int, float], None]:
+    return lambda epoch, epochs, loss: print(f"  {title}: epoch {epoch} of {epochs}, loss {loss:.4f}", flush=True)
+
+
+# --- smoothness: outputs of different classes move apart, against cross-entropy
+
+
+def smoothness(spec: dict[str, Any], name: str) -> dict[str, Any]:
+    """Train one network with cross-entropy and with the smoothness loss; accuracy on clean and corrupted test rows."""
+    task, cells, found = _few(task_of(spec), spec), Cells(name), []
+    for how in spec["objectives"]:
+        runs = [cells.get(f"{how} / seed {seed}", lambda: _smooth(task, spec, how, seed)) for seed in spec["seeds"]]
+        found.append({"objective": how, "runs": runs})
+    return {"trained": found, "examples": {s: len(task.split(s)) for s in ("train", "validation", "test")}}
+
+
+def _smooth(task: Task, spec: dict[str, Any], how: str, seed: int) -> dict[str, Any]:
+    knobs = dict(spec["objectives"][how])
+    objective = {"cross_entropy": CrossEntropy, "graph_smoothness": GraphSmoothness}[knobs.pop("name")](**knobs)
+    model = _made(spec["model"], seed)
+    task.fit(model, seed=seed, objective=objective, progress=_shower(f"{how} seed {seed}"), **spec["fit"])
+    unit = bool(knobs.get("unit_norm"))
+    heads: dict[str, nn.Module] = {"nearest mean": nearest_mean(model, task, unit_norm=unit)}
+    if isinstance(objective, GraphSmoothness):
+        heads["10 nearest"] = k_nearest(model, task, k=10, unit_norm=unit)
+    else:
+        heads["argmax"] = model
+    return {head: _robust(task, judge, spec) for head, judge in heads.items()}
+
+
+def _robust(task: Task, model: nn.Module, spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the scores on validation and test, and on the test rows under each corruption and level."""
+    found: dict[str, Any] = dict(_scores(task, model))
+    for kind, levels in spec["corruptions"].items():
+        found[kind] = [round(task_with(task, kind, level).score(model, "test"), 5) for level in levels]
+    return found
+
+
+def task_with(task: Task, kind: str, level: float) -> Task:
+    """Return the task with every test picture corrupted; the noise is the same for every model."""
+    mean, std = (torch.tensor(task.info[k], dtype=torch.float32)[:, None, None] for k in ("mean", "std"))
+    assert task.test is not None
+    pixels = (task.test.x * std + mean).clamp(0, 1)
+    changed = CORRUPTIONS[kind](pixels, level).clamp(0, 1)
+    return replace(task, test=Split((changed - mean) / std, task.test.y))
+
+
+def _noise(pixels: Tensor, sigma: float) -> Tensor:
+    return pixels + sigma * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))
+
+
+def _contrast(pixels: Tensor, share: float) -> Tensor:
+    middle = pixels.mean((2, 3), keepdim=True)
+    return middle + share * (pixels - middle)
+
+
+def _jpeg(pixels: Tensor, quality: float) -> Tensor:
+    from PIL import Image
+
+    def squeezed(picture: np.ndarray) -> np.ndarray:
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "JPEG", quality=int(quality))
+        return np.asarray(Image.open(file))
+
+    pictures = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return torch.from_numpy(np.stack([squeezed(p) for p in pictures])).permute(0, 3, 1, 2).float() / 255
+
+
+CORRUPTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {"noise": _noise, "contrast": _contrast, "jpeg": _jpeg}
+
+
+# --- overhead: what an objective adds to a training step
+
+
+class _Look(OnePass):
+    """Looks at the same places as another objective, teacher included, and compares nothing."""
+
+    def __init__(self, other: OnePass) -> None:
+        self.other = other
+
+    def places(self, model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
+        return self.other.places(model)
+
+    def value(self, seen: Pass, y: Tensor) -> Tensor:
+        return seen.output.sum() * 0
+
+
+def overhead(spec: dict[str, Any], name: str) -> dict[str, Any]:
+    """Time training steps, CPU time of one thread: rounds over all objectives, the quartile of each."""
+    torch.manual_seed(spec["seed"])
+    model, teacher = create(**spec["model"]).train(), Teacher(create(**spec["model"]))
+    x = torch.randn(spec["batch"], *model.input_shape)
+    y = torch.arange(spec["batch"]) % 10
+    steps = dict(_steps(spec, teacher))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    times: dict[str, list[float]] = {k: [] for k in steps}
+    graphs: dict[str, list[float]] = {k: [] for k in steps}
+    for _ in range(spec["rounds"]):
+        for key, objective in steps.items():
+            start = time.process_time()
+            loss = objective.loss(model, x, y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            times[key].append(time.process_time() - start)
+            graphs[key].append(_teachers_side(objective, teacher, x))
+    middle = {k: statistics.quantiles(v, n=4)[0] for k, v in times.items()}
+    plain, rows = middle["cross-entropy"], []
+    for key in spec["objectives"]:
+        base = middle.get(f"{key}: looked at only", plain)
+        side = statistics.quantiles(graphs[key], n=4)[0]
+        rows.append({
+            "objective": key,
+            "step_ms": round(1e3 * middle[key], 2),
+            "added": round((middle[key] - base) / plain, 4),
+            "of_which_teachers_graph": round(side / plain, 4),
+            "teachers_pass": round((base - plain) / plain, 4),
+        })  # fmt: skip
+    return {"cross_entropy_ms": round(1e3 * plain, 2), "objectives": rows, "rounds": spec["rounds"]}
+
+
+def _steps(spec: dict[str, Any], teacher: Teacher) -> Iterator[tuple[str, WeightedSum]]:
+    own = CrossEntropy()
+    yield "cross-entropy", WeightedSum({own: 1.0})
+    for key, given in spec["objectives"].items():
+        knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        kind = MEASURED[knobs.pop("name")]
+        made = kind(**knobs) if kind is GraphSmoothness else kind(teacher, **knobs)
+        if kind is not GraphSmoothness:
+            yield f"{key}: looked at only", WeightedSum({own: 1.0, _Look(made): 1.0})  # type: ignore[dict-item]
+        yield key, WeightedSum({own: 1.0, made: 1.0})
+
+
+MEASURED = {
+    "graph_distillation": GraphDistillation,
+    "relational_distillation": RelationalDistillation,
+    "graph_smoothness": GraphSmoothness,
+}
+
+
+def _teachers_side(objective: WeightedSum, teacher: Teacher, x: Tensor) -> float:
+    """Return the seconds in which the goals are computed that depend on the teacher alone."""
+    from thrifty.objectives.graph_distillation import similarity_graph
+    from thrifty.objectives.relational_distillation import relative_distances
+
+    term = objective.pairs[-1][0]
+    if not isinstance(term, (GraphDistillation, RelationalDistillation)):
+        return 0.0
+    places = term.places(teacher.model)[term.teacher]
+    seen = look(teacher, x, places)
+    start = time.process_time()
+    for place in places:
+        h = seen.at[place].flatten(1)
+        similarity_graph(h) if isinstance(term, GraphDistillation) else relative_distances(h)
+    return time.process_time() - start
+
+
+PARTS = {"recovery": recovery, "student": student, "smoothness": smoothness, "overhead": overhead}
+
+
+# --- tables of the docs
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _spread(values: list[float]) -> str:
+    """Return mean and range of shares, in percent."""
+    return f"{percent(_mean(values))} ({percent(min(values))}–{percent(max(values))})"
+
+
+def recovery_table() -> str:
+    """Return validation and test accuracy per network, recipe and objective, each at its best step size."""
+    found, rows = result("objective_recovery"), []
+    hows = list(found["spec"]["objectives"])
+    for network in found["networks"]:
+        for recipe in found["spec"]["recipes"]:
+            best = {how: _best(network["cells"], recipe, how) for how in hows}
+            row = [f"{network['network']}, {recipe}"]
+            for how in hows:
+                runs = best[how]["runs"]
+                tests = percent(_mean([r["test"] for r in runs]))
+                row.append(f"{percent(_mean([r['validation'] for r in runs]))} / {tests} (x{best[how]['step']})")
+            rows.append(row)
+    return table(("network, recipe", *hows), rows)
+
+
+def _best(cells: list[dict[str, Any]], recipe: str, how: str) -> dict[str, Any]:
+    mine = [c for c in cells if (c["recipe"], c["objective"]) == (recipe, how)]
+    return max(mine, key=lambda c: _mean([r["validation"] for r in c["runs"]]))
+
+
+def gain_table() -> str:
+    """Return, per objective, what it gains in validation and test points over labels alone, averaged."""
+    found, rows = result("objective_recovery"), []
+    for how in found["spec"]["objectives"]:
+        if how == "none":
+            continue
+        row: list[Any] = [how]
+        for step in found["spec"]["steps"]:
+            row += [_gain(found, how, split, step) for split in ("validation", "test")]
+        row += [_gain(found, how, split, None) for split in ("validation", "test")]
+        rows.append(row)
+    steps = [f"step x{s}, {split}" for s in found["spec"]["steps"] for split in ("validation", "test")]
+    return table(("points over labels alone", *steps, "best step, validation", "best step, test"), rows)
+
+
+def _gain(found: dict[str, Any], how: str, split: str, step: float | None) -> str:
+    """Return the mean difference to "none", in points; step None: each at its best by validation."""
+    gaps = []
+    for network in found["networks"]:
+        for recipe in found["spec"]["recipes"]:
+            both = []
+            for which in (how, "none"):
+                cells = [c for c in network["cells"] if step is None or c["step"] == step]
+                both.append(_mean([r[split] for r in _best(cells, recipe, which)["runs"]]))
+            gaps.append(100 * (both[0] - both[1]))
+    return f"{_mean(gaps):+.2f}"
+
+
+def student_table() -> str:
+    """Return errors and agreement of the students."""
+    found = result("objective_student_gtsrb")
+    rows = []
+    for entry in found["students"]:
+        runs = entry["runs"]
+        agreement = {k: [r["agreement"][k] for r in runs] for k in ("all", "teacher_right", "teacher_wrong")}
+        rows.append([
+            entry["objective"], _spread([1 - r["test"] for r in runs]), _spread([1 - r["validation"] for r in runs]),
+            *(percent(_mean(agreement[k])) for k in agreement), f"{_mean([r['seconds'] for r in runs]):.0f} s",
+        ])  # fmt: skip
+    teacher = found["teacher"]
+    rows.append(["(the teacher)", percent(1 - teacher["test"]), percent(1 - teacher["validation"]), "–", "–", "–", "–"])
+    head = ("trained with", "test error %", "validation error %", "agrees with the teacher %", "where it is right",
+            "where it is wrong", "training")  # fmt: skip
+    return table(head, rows)
+
+
+def smoothness_table() -> str:
+    """Return clean accuracy and accuracy under corruption, averaged over seeds."""
+    found = result("objective_smoothness_gtsrb")
+    kinds, rows = found["spec"]["corruptions"], []
+    for entry in found["trained"]:
+        for head in (k for k in entry["runs"][0] if k != "seconds"):
+            runs = [r[head] for r in entry["runs"]]
+            cells = [" ".join(f"{100 * _mean([r[kind][i] for r in runs]):.1f}" for i in range(5)) for kind in kinds]
+            rows.append([f"{entry['objective']}, {head}", _spread([r["test"] for r in runs]), *cells])
+    heads = [f"{kind} {', '.join(map(str, levels))}" for kind, levels in kinds.items()]
+    return table(("trained with, classified by", "clean test accuracy %", *heads), rows)
+
+
+def overhead_table() -> str:
+    """Return what each objective adds to a step."""
+    found = result("objective_overhead")
+    rows = [
+        [
+            r["objective"], f"{r['step_ms']:.0f} ms", f"{100 * r['added']:.1f} %",
+            f"{100 * r['of_which_teachers_graph']:.1f} %", f"{100 * r['teachers_pass']:.1f} %",
+        ]
+        for r in found["objectives"]
+    ]  # fmt: skip
+    head = ("objective", "step", "added by comparing", "of which the teacher's side", "the teacher's forward pass")
+    return table(head, [["cross-entropy", f"{found['cross_entropy_ms']:.0f} ms", "–", "–", "–"], *rows])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "objective_recovery": recovery_table,
+    "objective_recovery_gain": gain_table,
+    "objective_student": student_table,
+    "objective_smoothness": smoothness_table,
+    "objective_overhead": overhead_table,
+}
