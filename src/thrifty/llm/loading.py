@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from thrifty.errors import DataError, KnobError, close_to, need
 from thrifty.llm.families import parts_of
 
 __all__ = [
-    "DTYPES", "Batch", "Encoded", "Example", "batches", "collate", "completion_losses", "encode", "load_model",
-    "load_tokenizer", "read_jsonl",
+    "DTYPES", "Batch", "Encoded", "Example", "batches", "collate", "completion_logits", "completion_losses", "encode",
+    "load_model", "load_tokenizer", "read_jsonl",
 ]  # fmt: skip
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -244,8 +245,25 @@ def batches(
 
 
 def completion_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """Return each example's mean cross-entropy over its learned tokens, (b,), float32."""
-    logits = model(**batch.inputs(), use_cache=False).logits[:, :-1].float()
-    goal, learned = batch.ids[:, 1:], batch.learned[:, 1:]
-    tokens = nn.functional.cross_entropy(logits.flatten(0, 1), goal.flatten(), reduction="none").view_as(goal)
+    """Return each example's mean cross-entropy over its learned tokens, (b,), float32.
+
+    Logits are made only for positions at which some example has something to learn.
+    """
+    logits, goal, learned = completion_logits(model, batch)
+    tokens = nn.functional.cross_entropy(logits.float().flatten(0, 1), goal.flatten(), reduction="none").view_as(goal)
     return (tokens * learned).sum(1) / learned.sum(1).clamp_min(1)
+
+
+def completion_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (logits (b, p, v), the ids that they should predict (b, p), which of them are learned (b, p) bool).
+
+    p: the positions at which some example has something to learn.
+    """
+    goal, learned = batch.ids[:, 1:], batch.learned[:, 1:]
+    places = learned.any(0).nonzero().flatten()
+    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    if "logits_to_keep" in inspect.signature(plain.forward).parameters:
+        logits = model(**batch.inputs(), use_cache=False, logits_to_keep=places).logits
+    else:
+        logits = model(**batch.inputs(), use_cache=False).logits[:, places]
+    return logits, goal[:, places], learned[:, places]

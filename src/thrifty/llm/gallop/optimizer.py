@@ -16,7 +16,7 @@ from thrifty.llm.families import parts_of
 from thrifty.llm.gallop.masters import read_masters, rest_for, write_masters
 from thrifty.llm.gallop.partial_gradient import WAYS, PartialGradient, way_of
 from thrifty.llm.gallop.ranks import Ranks
-from thrifty.llm.gallop.selection import Selection, size_of
+from thrifty.llm.gallop.selection import Selection
 
 __all__ = ["SparseAdamW"]
 
@@ -117,7 +117,7 @@ class SparseAdamW:
                 name, weight, index, None, base, rest,
                 self.grad[mine], self._mean[mine], self._square[mine], torch.tensor(0.0),
             )  # fmt: skip
-            way = self._way(name, index, gradient) if name in linear else "dense"
+            way = self._way(name, weight, gradient) if name in linear else "dense"
             if way == "dense":
                 weight.requires_grad_(True)
                 hook = weight.register_post_accumulate_grad_hook(_gather(part))  # type: ignore[no-untyped-call]
@@ -129,11 +129,11 @@ class SparseAdamW:
             parts.append(part)
         return parts
 
-    def _way(self, name: str, index: Tensor, gradient: str) -> str:
+    def _way(self, name: str, weight: Tensor, gradient: str) -> str:
         if gradient != "auto":
             return gradient
-        shape = self.selection.shapes[name]
-        return way_of(index.device, len(index) / size_of(shape), len(self.selection.rows(name)) / shape[0])
+        chosen, rows = len(self.selection.indices[name]), len(self.selection.rows(name))
+        return way_of(weight.device, weight.dtype, chosen / weight.numel(), rows / len(weight))
 
     def zero_grad(self) -> None:
         """Set the gradients to zero."""

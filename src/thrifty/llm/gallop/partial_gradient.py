@@ -21,21 +21,24 @@ from torch import Tensor, nn
 __all__ = ["WAYS", "PartialGradient", "way_of"]
 
 WAYS = ("auto", "dense", "rows", "entries")
-# Cost beside the dense product, for hundreds of tokens, one core (measured once, float32, 576 x 1536, 0.1 to 5 %).
-_ENTRIES = (0.06, 4.0)  # fixed share, and times the density
-_ROWS = 1.05  # times the share of rows
+# Cost in dense products of the same number format: a fixed share, and a factor of the density or the share of rows.
+# Measured on one core with bfloat16 instructions (experiments/gallop_cost); elsewhere they are a guess.
+_ENTRIES = {torch.float32: (0.06, 4.0), torch.bfloat16: (0.3, 14.0)}
+_ROWS = {torch.float32: (0.02, 1.05), torch.bfloat16: (0.1, 1.05)}
 # The memory of `entries`: both factors once more, transposed, float32.
 
 
-def way_of(device: torch.device, density: float, row_share: float) -> str:
+def way_of(device: torch.device, dtype: torch.dtype, density: float, row_share: float) -> str:
     """Return the cheapest way for a weight of which `density` of the entries and `row_share` of the rows are chosen.
 
-    >>> way_of(torch.device("cpu"), density=0.01, row_share=1.0), way_of(torch.device("cpu"), 1.0, 1.0)
+    >>> cpu = torch.device("cpu")
+    >>> way_of(cpu, torch.float32, density=0.01, row_share=1.0), way_of(cpu, torch.float32, 1.0, 1.0)
     ('entries', 'dense')
     """
-    costs = {"dense": 1.0, "rows": _ROWS * row_share}
+    kind = dtype if dtype in _ROWS else torch.float32
+    costs = {"dense": 1.0, "rows": _ROWS[kind][0] + _ROWS[kind][1] * row_share}
     if device.type == "cpu":
-        costs["entries"] = _ENTRIES[0] + _ENTRIES[1] * density
+        costs["entries"] = _ENTRIES[kind][0] + _ENTRIES[kind][1] * density
     return min(costs, key=costs.__getitem__)
 
 

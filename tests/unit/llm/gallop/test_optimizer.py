@@ -159,11 +159,14 @@ def test_gradient_checkpointing_changes_nothing(gradient):
 
 def test_ways_are_chosen_by_cost():
     cpu = torch.device("cpu")
-    assert way_of(cpu, 0.01, 1.0) == "entries"
-    assert way_of(cpu, 0.02, 0.02) == "rows"
-    assert way_of(cpu, 0.9, 1.0) == "dense"
-    assert way_of(torch.device("cuda"), 0.01, 1.0) == "dense"
-    assert way_of(torch.device("cuda"), 0.01, 0.1) == "rows"
+    full, half = torch.float32, torch.bfloat16
+    assert way_of(cpu, full, 0.01, 1.0) == "entries"
+    assert way_of(cpu, full, 0.02, 0.02) == "rows"
+    assert way_of(cpu, full, 0.9, 1.0) == "dense"
+    assert way_of(cpu, half, 0.01, 1.0) == "entries"
+    assert way_of(cpu, half, 0.1, 1.0) == "dense"  # dense products are four times as quick there
+    assert way_of(torch.device("cuda"), full, 0.01, 1.0) == "dense"
+    assert way_of(torch.device("cuda"), full, 0.01, 0.1) == "rows"
     model = small(width=32)
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[3] = 9.0
