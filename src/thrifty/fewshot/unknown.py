@@ -17,30 +17,31 @@ from thrifty.fewshot.soft_kmeans import SoftKMeans
 _base = need("sklearn.base", extra="fewshot")
 
 UNKNOWN = "unknown"
-STRANGENESS = ("distance", "relative", "margin")
+BLOCK = 512  # queries compared with all shots at once
+STRANGENESS = ("nearest", "distance", "margin")
 
 
 class WithUnknown(Preprocessed):
     """Any classifier, with the answer "unknown" for queries that are strange next to the shots.
 
-    The strangeness of a query is, for "distance", its squared distance to the nearest class mean over 1 + 1/shots
-    of that class (the noise of the mean); for "relative", the same over the average distance to all means; for
-    "margin", how little the classifier's best score is above its second.
-    It is compared with the strangeness of each shot that takes no part in the mean, or the classifier, that judges
-    it (leave-one-out). The p-value of a query is (1 + shots at least as strange) / (1 + shots); it is unknown when
-    the p-value is at most `rate`.
+    The strangeness of a query is, for "nearest", its distance to the nearest shot over its average distance to all
+    shots; for "distance", its squared distance to the nearest class mean over 1 + 1/shots of that class (the noise of
+    the mean); for "margin", how little the classifier's best score is above its second. It is compared with the
+    strangeness of each shot that takes no part in what judges it (leave-one-out; for "nearest", among the other shots
+    and the query). The p-value of a query is (1 + shots at least as strange) / (1 + shots); it is unknown when the
+    p-value is at most `rate`.
 
-    So `rate` is the share of queries *of the known classes* that are called unknown, on average over supports, when
+    So at most about `rate` of the queries *of the known classes* are called unknown, on average over supports, when
     classes are about equally spread and queries come from them in proportion to their shots. How many unknown
-    things are found depends on how far away they are; nothing promises it. "distance" is about queries that are far
-    from everything; "relative" also allows for pictures that are far from everything by their nature, and needs two
-    classes; "margin" is about those between two classes, and blind to what is far and on one side.
+    things are found depends on how far away they are; nothing promises it. "nearest" was the best of the three on real
+    features, "distance" is on classes that are round clouds; "margin" is about queries between two classes, and blind
+    to what is far and on one side.
 
-    A class with one shot has no leave-one-out; the two shots of a class with two are each other's mirror image and
-    count half each ("relative" then rejects fewer than it may). There must be enough of the rest: at least 1/rate - 1.
+    For "distance" and "margin", a class with one shot has no leave-one-out, and the two shots of a class with two are
+    each other's mirror image and count half each. There must be enough shots: at least 1/rate - 1.
 
-    Source: conformal p-values, Vovk, Gammerman & Shafer 2005, Algorithmic Learning in a Random World, ch. 2, with
-    leave-one-out in the place of a calibration set.
+    Source: conformal p-values, Vovk, Gammerman & Shafer 2005, Algorithmic Learning in a Random World, ch. 2; the
+    distance to a near neighbour for what is out of distribution, Sun et al. 2022 (arXiv:2204.06507).
 
     Raises OptionError and InputError.
 
@@ -53,21 +54,19 @@ class WithUnknown(Preprocessed):
 
     # Answers outside classes_ are the point of this estimator; scikit-learn's checks do not allow for them.
     declared_failures: ClassVar[dict[str, str]] = {
-        "check_classifiers_classes": "expects every answer to be one of classes_",
-        "check_classifiers_train": "expects the label of the best score, and an accuracy without rejections",
+        "check_classifiers_one_label": "expects the one label on every query, however strange",
     }
     classes_: Labels  # (C,) the known classes, sorted
     estimator_: Any  # the classifier, fitted
     calibration_: Array  # (m,) strangeness of the shots, ascending
     weights_: Array  # (m,) how much each of them counts: 1, or 1/2 in a class of two
-    threshold_: float  # a query above it is unknown
 
     def __init__(
         self,
         estimator: Any = None,  # any scikit-learn classifier; None: NearestClassMean()
         rate: float = 0.05,  # share of queries of known classes that may be called unknown
         *,
-        strangeness: str = "distance",  # one of STRANGENESS
+        strangeness: str = "nearest",  # one of STRANGENESS
         unknown: Any = UNKNOWN,  # what is answered; give a number where labels are numbers, such as -1
         preprocess: str = "",  # letters of thrifty.fewshot.preprocess, before distances
         base_mean: npt.ArrayLike | str | None = None,  # what 'M' subtracts: (d,), or "support"
@@ -87,23 +86,16 @@ class WithUnknown(Preprocessed):
         inner = NearestClassMean() if self.estimator is None else self.estimator
         self.estimator_ = _base.clone(inner).fit(x_nd, y_n)
         self.classes_, index = np.unique(y_n, return_inverse=True)
-        if self.strangeness == "relative" and len(self.classes_) < 2:
-            raise InputError("strangeness='relative' compares classes, and there is 1 class; use 'distance'")
         if (self.classes_ == self.unknown).any():
             raise InputError(f"a class is called {self.unknown!r}, which is the answer for unknown; give unknown=...")
-        prepared = self._prepared(x_nd)
         self._counts = np.bincount(index)
-        self._means = np.stack([prepared[index == c].mean(axis=0) for c in range(len(self.classes_))])
-        if self.strangeness == "margin":
-            values = self._left_out_margins(x_nd, y_n)
-        else:
-            values = self._of_distances(self._left_out_distances(prepared, index))
-        counts = self._counts[index]
+        self._shots = self._prepared(x_nd)
+        self._means = np.stack([self._shots[index == c].mean(axis=0) for c in range(len(self.classes_))])
+        values, weights = self._left_out(x_nd, y_n, index)
         order = np.argsort(values, kind="stable")
-        order = order[counts[order] > 1]
-        self.calibration_ = values[order]
-        self.weights_ = np.where(counts[order] == 2, 0.5, 1.0)
-        self.threshold_ = self._threshold()
+        order = order[weights[order] > 0]
+        self.calibration_, self.weights_ = values[order], weights[order]
+        self._refuse_few()
         return self
 
     def strangenesses(self, X: npt.ArrayLike) -> Array:
@@ -112,16 +104,13 @@ class WithUnknown(Preprocessed):
 
     def p_values(self, X: npt.ArrayLike) -> Array:
         """Return the conformal p-value of each query (n,): small for what is unlike the known classes."""
-        strange = self.strangenesses(X)
-        tail = self._tail()[np.searchsorted(self.calibration_, strange, side="left")]
-        result: Array = (1.0 + tail) / (1.0 + self.weights_.sum())
-        return result
+        return self._p_values(self._queries(X))
 
     def predict(self, X: npt.ArrayLike) -> Labels:
         """Return the label of each query (n,), or `unknown`."""
         x_nd = self._queries(X)
         labels = np.asarray(self.estimator_.predict(x_nd))
-        return self._answers(labels, self._strange(x_nd) > self.threshold_)
+        return self._answers(labels, self._p_values(x_nd) <= self.rate + 1e-12)
 
     def predict_proba(self, X: npt.ArrayLike) -> Array:
         """Return the classifier's probabilities (n, C) of `classes_`, as if every query were of one of them."""
@@ -154,33 +143,64 @@ class WithUnknown(Preprocessed):
             raise OptionError("SoftKMeans labels queries together, so leave-one-out margins say nothing of them; use "
                               "strangeness='distance'")  # fmt: skip
 
+    def _p_values(self, x_nd: Array) -> Array:
+        if self.strangeness == "nearest":
+            return np.concatenate([self._p_of_nearest(x_nd[i : i + BLOCK]) for i in range(0, len(x_nd), BLOCK)])
+        tail = np.append(self.weights_[::-1].cumsum()[::-1], 0.0)  # (m + 1,) weight of the shots from each rank on
+        at_least = tail[np.searchsorted(self.calibration_, self._strange(x_nd), side="left")]
+        result: Array = (1.0 + at_least) / (1.0 + self.weights_.sum())
+        return result
+
+    def _p_of_nearest(self, x_nd: Array) -> Array:
+        """Return the p-values of queries, each among the shots: query and shots see the same number of others."""
+        away = np.sqrt(squared_distances(self._prepared(x_nd), self._shots))  # (q, n)
+        count = len(self._shots)
+        own = _share(away.min(axis=1), away.sum(axis=1), count)
+        shots = _share(np.minimum(self._nearest, away), self._sums + away, count)
+        at_least = (shots >= own[:, None] * (1 - 1e-12)).sum(axis=1)
+        result: Array = (1.0 + at_least) / (1.0 + count)
+        return result
+
     def _strange(self, x_nd: Array) -> Array:
         if self.strangeness == "margin":
             return -_margins(self.estimator_, x_nd)
-        away = squared_distances(self._prepared(x_nd), self._means)
-        return self._of_distances(away / (1.0 + 1.0 / self._counts))
+        prepared = self._prepared(x_nd)
+        if self.strangeness == "nearest":
+            away = np.sqrt(squared_distances(prepared, self._shots))
+            return _share(away.min(axis=1), away.sum(axis=1), len(self._shots))
+        result: Array = (squared_distances(prepared, self._means) / (1.0 + 1.0 / self._counts)).min(axis=1)
+        return result
 
-    def _of_distances(self, away: Array) -> Array:
-        """Return how strange queries with these distances (n, C) are."""
-        nearest: Array = away.min(axis=1)
-        if self.strangeness == "relative":
-            average = away.mean(axis=1)
-            nearest = nearest / np.where(average > 0, average, 1.0)
-        return nearest
+    def _left_out(self, x_nd: Array, y_n: Labels, index: npt.NDArray[np.intp]) -> tuple[Array, Array]:
+        """Return the strangeness of each shot left out (n,), and how much it counts (n,)."""
+        if self.strangeness == "nearest":
+            away = np.sqrt(squared_distances(self._shots, self._shots))
+            np.fill_diagonal(away, 0.0)
+            self._sums = away.sum(axis=1)
+            np.fill_diagonal(away, np.inf)
+            self._nearest = away.min(axis=1)
+            nearest = np.where(np.isinf(self._nearest), 0.0, self._nearest)
+            return _share(nearest, self._sums, max(len(x_nd) - 1, 1)), np.ones(len(x_nd))
+        counts = self._counts[index]
+        weights = np.where(counts == 1, 0.0, np.where(counts == 2, 0.5, 1.0))
+        if self.strangeness == "margin":
+            return self._left_out_margins(x_nd, y_n), weights
+        return self._left_out_distances(index), weights
 
-    def _left_out_distances(self, x_nd: Array, index: npt.NDArray[np.intp]) -> Array:
-        """Return the distances (n, C) of each shot to the means without it; to itself where it is the only one.
+    def _left_out_distances(self, index: npt.NDArray[np.intp]) -> Array:
+        """Return the strangeness (n,) of each shot to the means without it.
 
         Without x, the mean of its k shots moves so that |x - mean|^2 grows by (k / (k - 1))^2; over the noise
         1 + 1/(k - 1) of a mean of k - 1 shots that is k / (k - 1).
         """
         counts = self._counts
-        away = squared_distances(x_nd, self._means)
-        rows = np.arange(len(x_nd))
+        away = squared_distances(self._shots, self._means)
+        rows = np.arange(len(away))
         own = away[rows, index] * (counts / np.maximum(counts - 1.0, 1.0))[index]
         away = away / (1.0 + 1.0 / counts)
         away[rows, index] = own
-        return away
+        result: Array = away.min(axis=1)
+        return result
 
     def _left_out_margins(self, x_nd: Array, y_n: Labels) -> Array:
         """Return the strangeness (n,) of each shot to the classifier fitted without it."""
@@ -194,25 +214,24 @@ class WithUnknown(Preprocessed):
                 found[i] = -_margins(_base.clone(self.estimator_).fit(x_nd[rest], y_n[rest]), x_nd[i : i + 1])[0]
         return found
 
-    def _tail(self) -> Array:
-        """Return the weight of the shots from each rank on (m + 1,)."""
-        found: Array = np.append(self.weights_[::-1].cumsum()[::-1], 0.0)
-        return found
-
-    def _threshold(self) -> float:
+    def _refuse_few(self) -> None:
         weight = float(self.weights_.sum())
-        allowed = self.rate * (1.0 + weight) - 1.0 + 1e-9  # weight of the shots that may be at least as strange
-        if allowed < 0:
+        if self.rate * (1.0 + weight) < 1.0 - 1e-9:
             least = math.ceil(1 / self.rate - 1e-9) - 1
             what = (
                 f"add shots, or give rate={math.ceil(1000 / (weight + 1)) / 1000:g} or more" if weight else "add shots"
             )
+            which = "" if self.strangeness == "nearest" else " whose class has others (each of a pair counts half)"
             raise InputError(
-                f"a rate of {self.rate:g} needs {least} shots whose class has others (each of a pair counts half); "
-                f"there are {weight:g} (n_samples={int(self._counts.sum())}): {what}"
+                f"a rate of {self.rate:g} needs {least} shots{which}; there are {weight:g} "
+                f"(n_samples={int(self._counts.sum())}): {what}"
             )
-        first = int(np.argmax(self._tail() <= allowed))
-        return float(self.calibration_[first - 1]) if first else -math.inf
+
+
+def _share(nearest: Array, sums: Array, count: int) -> Array:
+    """Return the nearest distance over the average one; 0 where all are 0."""
+    result: Array = nearest * count / np.where(sums > 0, sums, 1.0)
+    return result
 
 
 def _margins(estimator: Any, x_nd: Array) -> Array:

@@ -17,18 +17,18 @@ def world(rng, ways, shots, d=32, queries=50, gap=8.0):
 
 
 @pytest.mark.parametrize(("ways", "shots", "rate"), [(5, 5, 0.1), (5, 20, 0.05), (20, 2, 0.1), (2, 20, 0.05)])
-@pytest.mark.parametrize("strangeness", ["distance", "relative"])
+@pytest.mark.parametrize("strangeness", ["distance", "nearest"])
 def test_known_classes_are_rejected_at_the_stated_rate(ways, shots, rate, strangeness):
     rates = []
-    for seed in range(150):
+    for seed in range(100):
         x, y, queries, _ = world(np.random.default_rng(seed), ways, shots)
         model = WithUnknown(rate=rate, unknown=-1, strangeness=strangeness).fit(x, y)
         rates.append((model.predict(queries) == -1).mean())
     error = np.std(rates, ddof=1) / np.sqrt(len(rates))
-    count = ways if shots == 2 else ways * shots
+    count = ways if shots == 2 and strangeness == "distance" else ways * shots
     exact = int(rate * (count + 1) + 1e-9) / (count + 1)  # what ranks allow: a little below the rate
-    if strangeness == "relative" and shots == 2:  # a mean of one shot is a worse judge: fewer are rejected
-        assert 0.5 * exact < np.mean(rates) < exact + 3 * error
+    if strangeness == "nearest":  # a known query has one shot of its class more around it than a shot has
+        assert (0.8 if shots == 20 else 0.2) * exact < np.mean(rates) < exact + 3 * error
     else:
         assert abs(np.mean(rates) - exact) < 3 * error
     assert error < 0.01
@@ -44,7 +44,7 @@ def test_the_margin_keeps_the_rate_too():
     assert abs(np.mean(rates) - 3 / 33) < 3 * error + 0.02  # the classifier without a shot is a little weaker
 
 
-@pytest.mark.parametrize("strangeness", ["distance", "relative"])
+@pytest.mark.parametrize("strangeness", ["distance", "nearest"])
 def test_what_is_far_from_every_class_is_unknown(strangeness):
     rng = np.random.default_rng(0)
     x, y, queries, yq = world(rng, 5, 10, d=64, gap=10.0)
@@ -67,8 +67,8 @@ def test_the_p_value_decides():
 
 def test_leave_one_out_is_what_its_definition_says():
     x, y, _, _ = world(np.random.default_rng(2), 3, 4, d=5, gap=1.0)
-    model = WithUnknown(rate=0.2, unknown=-1).fit(x, y)
-    by_hand, shares = [], []
+    model = WithUnknown(rate=0.2, unknown=-1, strangeness="distance").fit(x, y)
+    by_hand = []
     for i in range(len(x)):
         rest = np.arange(len(x)) != i
         away = []
@@ -76,15 +76,24 @@ def test_leave_one_out_is_what_its_definition_says():
             own = x[rest & (y == c)]
             away.append(((x[i] - own.mean(axis=0)) ** 2).sum() / (1 + 1 / len(own)))
         by_hand.append(min(away))
-        shares.append(min(away) / np.mean(away))
     np.testing.assert_allclose(model.calibration_, np.sort(by_hand))
-    relative = WithUnknown(rate=0.2, unknown=-1, strangeness="relative").fit(x, y)
-    np.testing.assert_allclose(relative.calibration_, np.sort(shares))
+
+
+def test_the_p_value_of_the_nearest_shot_is_what_its_definition_says():
+    x, y, queries, _ = world(np.random.default_rng(2), 3, 4, d=5, queries=2, gap=1.0)
+    model = WithUnknown(rate=0.2, unknown=-1).fit(x, y)
+    for query, found in zip(queries, model.p_values(queries), strict=True):
+        everything = np.vstack([x, query])
+        strange = []
+        for i in range(len(everything)):
+            away = np.linalg.norm(np.delete(everything, i, axis=0) - everything[i], axis=1)
+            strange.append(away.min() / away.mean())
+        assert found == pytest.approx(np.mean(np.array(strange) >= strange[-1] - 1e-12))
 
 
 def test_the_strangeness_of_a_query_takes_off_the_noise_of_the_mean():
     x = np.array([[0.0], [2.0], [10.0], [12.0], [14.0], [16.0]])
-    model = WithUnknown(rate=0.2, unknown=-1).fit(x, [0, 0, 1, 1, 1, 1])
+    model = WithUnknown(rate=0.2, unknown=-1, strangeness="distance").fit(x, [0, 0, 1, 1, 1, 1])
     np.testing.assert_allclose(model.strangenesses([[3.0], [20.0]]), [4 / 1.5, 49 / 1.25])
 
 
@@ -92,7 +101,7 @@ def test_single_shots_do_not_count_and_pairs_count_half():
     rng = np.random.default_rng(3)
     x = rng.standard_normal((2 * 4 + 3 + 1, 6)) + 20 * np.repeat(np.eye(6), 2, axis=0)
     y = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 4, 5]
-    assert WithUnknown(rate=0.2, unknown=-1).fit(x, y).weights_.sum() == 4 + 3
+    assert WithUnknown(rate=0.2, unknown=-1, strangeness="distance").fit(x, y).weights_.sum() == 4 + 3
 
 
 def test_labels_are_those_of_the_classifier():
@@ -117,14 +126,12 @@ def test_a_word_among_numbers_gives_objects():
         ({"rate": "5"}, KnobError, "in \\(0, 1\\)"),
         ({"strangeness": "distnace"}, KnobError, "close: distance"),
         ({"strangeness": "margin", "estimator": SoftKMeans()}, KnobError, "together"),
-        ({"strangeness": "relative"}, DataError, "1 class; use 'distance'"),
         ({"rate": 0.02}, DataError, "needs 49 shots.*there are 24 .*rate=0.04 or more"),
         ({"unknown": 1}, DataError, "class is called 1"),
     ],
 )
 def test_what_cannot_be_done_is_refused(knobs, kind, words):
-    ways = 1 if knobs.get("strangeness") == "relative" else 2
-    x, y, _, _ = world(np.random.default_rng(6), ways, 24 // ways)
+    x, y, _, _ = world(np.random.default_rng(6), 2, 12)
     with pytest.raises(kind, match=words):
         WithUnknown(**knobs).fit(x, y)
 
