@@ -7,7 +7,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import check_estimator
 
-from thrifty.fewshot import ESTIMATORS, NearestClassMean, SoftKMeans
+from thrifty.fewshot import ESTIMATORS, NearestClassMean, OnChipAnchors, OnChipCodes, SoftKMeans, Tilda
 
 LEAST_CHECKS = 45  # scikit-learn 1.9 runs 50 and more on a classifier
 _ALONE = "base_mean='support' needs all shots in one call of fit: partial_fit first is refused"
@@ -17,6 +17,10 @@ VARIANTS = {
     "ME": NearestClassMean(preprocess="ME", base_mean="support"),
     "empirical": NearestClassMean(priors="empirical"),
     "soft_kmeans plain": SoftKMeans(preprocess=""),
+    "tilda nearest": Tilda(None, 3, policy="nearest", mixing="rotation", vote="two_level"),
+    "tilda random": Tilda(policy="random", dtype="float32"),
+    "on_chip means": OnChipAnchors(form="mean", rounding="stochastic", metric="l1", tie="lowest"),
+    "on_chip counts": OnChipCodes(cells="counts", codebook="kmeans"),
 }
 _PARTIAL = ("check_estimators_partial_fit_n_features", "check_n_features_in_after_fitting")
 MORE_FAILURES = {"ME": dict.fromkeys(_PARTIAL, _ALONE)}

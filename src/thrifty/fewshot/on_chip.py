@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thrifty.associative import Anchors, Ballot, Codes, Feed, Memory, Range, State, bounds
-from thrifty.errors import KnobError, StoreError, close_to
+from thrifty.errors import DataError, KnobError, StoreError, close_to
 from thrifty.fewshot import saved
 from thrifty.fewshot.classifier import Labels
 from thrifty.fewshot.preprocess import Array, InputError, OptionError
@@ -137,8 +137,10 @@ class OnChip(VotingClassifier):
             new.memory_ = new._memory(int(content["room"]), new.n_features_in_, arrays["codebook"])
             new.state_ = State(new.memory_.fields(), arrays["state"].tobytes())
             new.refused_ = int(content["refused"])
-        except (KeyError, TypeError, ValueError, IndexError, InputError, OptionError, KnobError) as err:
+        except (KeyError, TypeError, ValueError, IndexError, DataError, KnobError) as err:
             raise StoreError(f"{path} does not describe a {cls.kind}: {err}") from err
+        if new.memory_.features != new.n_features_in_:
+            raise StoreError(f"{path} has a codebook of {new.memory_.features} features, not {new.n_features_in_}")
         return new
 
     # ---- learning
@@ -317,6 +319,12 @@ class OnChipCodes(OnChip):
     def fill_(self) -> float:
         """Share of the cells of classes with examples that are not zero."""
         return cast(Codes, self.memory_).fill(self.state_)
+
+    def _shares(self, ballot: Ballot) -> Array:
+        if self.cells == "bits":
+            return super()._shares(ballot)
+        logs = ballot.votes * (np.log(2.0) / 256.0) - 1e-7 * self._order()  # of equal ones, the lowest slot
+        return np.where(ballot.valid, logs, -np.inf)
 
     def _memory(self, classes: int, features: int, codebook: npt.NDArray[Any]) -> Codes:
         return Codes(codebook, classes, parts_of(self.parts, features), self.bits, self.metric, self.cells)
