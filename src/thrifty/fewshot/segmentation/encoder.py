@@ -62,7 +62,7 @@ class Encoder(nn.Module):
 
     def prepare(self, pictures: Pixels) -> Tensor:
         """Return normalised pictures (B, 3, h, w) float32, resized to `input_shape`. pictures: (B, H, W, 3) uint8."""
-        x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
+        x = torch.from_numpy(np.array(pictures, np.uint8)).permute(0, 3, 1, 2).float() / 255
         x = (x - torch.tensor(self.mean).view(1, 3, 1, 1)) / torch.tensor(self.std).view(1, 3, 1, 1)
         shape = self.input_shape(*x.shape[2:])
         if shape != tuple(x.shape[2:]):

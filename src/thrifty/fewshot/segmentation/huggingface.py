@@ -163,7 +163,7 @@ def from_folder(folder: str | Path, **knobs: Any) -> Encoder:
         raise DataError(
             f"{folder} lacks {len(lacking)} weights of {class_name}, such as {lacking[0]}; they would be random"
         )
-    return make(model.eval(), **knobs)
+    return make(model, **knobs).eval()
 
 
 def wrap(model: nn.Module, **knobs: Any) -> Encoder:

@@ -95,7 +95,7 @@ class Segmenter(nn.Module):
         try:
             save_file(tensors, partial, metadata={"thrifty": json.dumps(about)})
             os.replace(partial, target)
-        except OSError as err:
+        except (OSError, SafetensorError) as err:
             partial.unlink(missing_ok=True)
             raise StoreError(f"{path} cannot be written: {err}") from err
 
