@@ -306,3 +306,115 @@ def ridge(x: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray) -> 
 
     judge = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=np.logspace(0, 5, 11)))
     return float(judge.fit(x[train], y[train]).score(x[test], y[test]))
+
+
+# ---- tables and pictures
+
+WORDS = {
+    "teacher": "teacher, nothing removed",
+    "group": "groups (SKILL)",
+    "group_normalised": "groups, standardised before the mean",
+    "single": "single layers (DPHuBERT's choice)",
+    "random": "random pruning, distilled as long",
+    "random_untrained": "random pruning, no training",
+}
+PARTS = {"layer_groups_speech": "Whisper tiny.en, encoder", "layer_groups_text": "all-MiniLM-L6-v2"}
+
+
+def finished() -> dict[str, dict[str, Any]]:
+    """Return the results that are there."""
+    import tables
+
+    return {name: r for name, r in tables.load("layer_groups").items() if name in PARTS}
+
+
+def spread(values: Sequence[float], scale: float = 100.0, places: int = 1) -> str:
+    """Return a mean, and the smallest and largest where there are several."""
+    found = [scale * v for v in values]
+    mean = f"{np.mean(found):.{places}f}"
+    return mean if len(found) == 1 else f"{mean} ({min(found):.{places}f}–{max(found):.{places}f})"
+
+
+def accuracy_table(name: str) -> str:
+    """Return sizes, distances and accuracies of one model."""
+    import tables
+
+    result = finished().get(name)
+    if result is None:
+        return "Not run yet."
+    tasks = list(result["cells"]["teacher"][0]["accuracy"])
+    whole = result["cells"]["teacher"][0]["layer_parameters"]
+    rows = []
+    for method, words in WORDS.items():
+        cells = result["cells"][method]
+        removed = "–" if method == "teacher" else spread([1 - c["layer_parameters"] / whole for c in cells])
+        away = "–" if method == "teacher" else spread([c["distance"] for c in cells], 1.0, 3)
+        rows.append([words, removed, away, *(spread([c["accuracy"][t] for c in cells]) for t in tasks)])
+    return tables.table(("method", "% of layer parameters removed", "distance", *tasks), rows)
+
+
+def groups_summary() -> str:
+    """Return the groups of both teachers."""
+    import tables
+
+    rows = [
+        [words, r["frames"], " ".join("{" + ", ".join(map(str, g)) + "}" for g in r["groups"]),
+         "same" if r["groups"] == r["contiguous_groups"] else "differ",
+         " ".join(map(str, (g[0] for g in r["single_layers"]))), f"{r['minibatch_largest_difference']:.4f}"]
+        for name, words in PARTS.items()
+        if (r := finished().get(name))
+    ]  # fmt: skip
+    head = ("model", "frames", "groups (0 is the input)", "with neighbours only", "single layers", "minibatch − exact CKA, largest")
+    return tables.table(head, rows) if rows else "Not run yet."
+
+
+def kept_table() -> str:
+    """Return how many heads and units of each layer are left, mean over seeds."""
+    import tables
+
+    rows = []
+    for name, words in PARTS.items():
+        if (result := finished().get(name)) is None:
+            continue
+        for unit in result["cells"]["group"][0]["kept"]:
+            layer, _, kind = unit.partition(":")
+            numbers = [np.mean([c["kept"][unit] for c in result["cells"][m]]) for m in ("group", "single", "random")]
+            rows.append([f"{words}, layer {int(layer.rpartition('.')[2]) + 1}", kind, *(f"{n:.1f}" for n in numbers)])
+    return tables.table(("layer", "what", "groups", "single layers", "random"), rows) if rows else "Not run yet."
+
+
+def conversion_table() -> str:
+    """Return what the converted Whisper writes down, and its distance to CTranslate2."""
+    import tables
+
+    found = tables.load("layer_groups").get("layer_groups_conversion")
+    if found is None:
+        return "Not run yet."
+    rows = [[a, b.strip()] for a, b in zip(found["spoken"], found["transcribed"], strict=True)]
+    away = found["encoder_difference"]
+    words = away if isinstance(away, str) else f"{away:.1e}, largest value {found['encoder_largest']:.1f}"
+    return tables.table(("spoken", "transcribed"), rows) + f"\n\nLargest difference of the encoder's output to CTranslate2's: {words}."
+
+
+def drawn(name: str, kind: str) -> str:
+    """Return the matrix or the tree of one model as an SVG file."""
+    from thrifty.compress.layer_groups import pictures
+
+    result = finished()[name]
+    groups = lg.cluster(np.array(result["cka"]), count=len(result["groups"]), frames=result["frames"])
+    return pictures.standalone((pictures.cka_matrix if kind == "cka" else pictures.tree)(groups, f"{name}-{kind}"))
+
+
+TABLES = {
+    "layer-groups-conversion": conversion_table,
+    "layer-groups-found": groups_summary,
+    "layer-groups-speech": lambda: accuracy_table("layer_groups_speech"),
+    "layer-groups-text": lambda: accuracy_table("layer_groups_text"),
+    "layer-groups-kept": kept_table,
+}
+PICTURES = {
+    f"{name}_{kind}.svg": (lambda n=name, k=kind: drawn(n, k))
+    for name in PARTS
+    for kind in ("cka", "tree")
+    if (HERE / "results" / f"{name}.json").exists()
+}

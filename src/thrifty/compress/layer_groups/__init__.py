@@ -9,15 +9,7 @@ lowered to C. Layer groups need a Hugging Face transformer and unlabelled batche
 """
 
 from thrifty.compress.layer_groups.cka import LinearCKA, MinibatchCKA, Similarity, similarities
-from thrifty.compress.layer_groups.distill import (
-    Compressed,
-    Matching,
-    Plan,
-    distance,
-    distill_and_prune,
-    group_loss,
-    group_means,
-)
+from thrifty.compress.layer_groups.distill import Compressed, distance, distill_and_prune
 from thrifty.compress.layer_groups.families import (
     FAMILIES,
     Family,
@@ -30,6 +22,8 @@ from thrifty.compress.layer_groups.families import (
 from thrifty.compress.layer_groups.gates import Gates, Lagrangian, random_masks
 from thrifty.compress.layer_groups.grouping import Groups, Merge, cluster, group
 from thrifty.compress.layer_groups.hidden import hidden_states
+from thrifty.compress.layer_groups.loss import group_loss, group_means
+from thrifty.compress.layer_groups.plan import Matching, Plan
 from thrifty.compress.layer_groups.pruning import load, mask, prune, save, sizes
 
 __all__ = [

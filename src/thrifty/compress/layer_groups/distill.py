@@ -7,97 +7,28 @@ Three stages: distil and learn the gates together, remove what the gates closed,
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from thrifty.compress.layer_groups.checkpoint import Checkpoint, Saved, restore
 from thrifty.compress.layer_groups.families import Stack, stack_of
 from thrifty.compress.layer_groups.gates import Gates, Lagrangian, Masks, counts, expected_sparsity, refuse_sparsity
-from thrifty.compress.layer_groups.grouping import Groups
 from thrifty.compress.layer_groups.hidden import Batch, each_batch, hidden_states
+from thrifty.compress.layer_groups.loss import group_loss, group_means, make_projections, project
+from thrifty.compress.layer_groups.plan import Matching, Plan
 from thrifty.compress.layer_groups.pruning import prune, scaled_weights, sizes
 from thrifty.cost import Cost
 from thrifty.errors import DataError, KnobError, UnsupportedModel
 from thrifty.report import Report, Table
 
 Progress = Callable[[int, int, str], None]
-COSINES = ("linear", "log_sigmoid")
-
-
-@dataclass(frozen=True)
-class Matching:
-    """What the student imitates: the mean of each group of representations, through one linear map per `projection`.
-
-    >>> Matching.single_layers(12)
-    Matching(groups=((0,), (4,), (8,), (12,)), projection=(0, 1, 1, 1))
-    """
-
-    groups: tuple[tuple[int, ...], ...]  # representations 0..L; 0 is the input of layer 1
-    projection: tuple[int, ...] = ()  # index of the linear map of each group; one map for each where empty
-
-    @classmethod
-    def of(cls, groups: Groups) -> Matching:
-        """Return the matching of SKILL: a map for each group."""
-        return cls(groups.groups, tuple(range(len(groups.groups))))
-
-    @classmethod
-    def single_layers(cls, layers: int) -> Matching:
-        """Return DPHuBERT's choice: the input with its own map, three single layers that share one."""
-        chosen = sorted({round(layers * k / 3) for k in (1, 2, 3)} - {0})
-        return cls(((0,), *((c,) for c in chosen)), (0, *(1 for _ in chosen)))
-
-    @property
-    def maps(self) -> tuple[int, ...]:
-        """The index of the map of each group."""
-        return self.projection or tuple(range(len(self.groups)))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The knobs of `distill_and_prune`; the values of DPHuBERT where they were known, its steps shortened."""
-
-    sparsity: float = 0.5  # share of the parameters in scope that goes
-    kinds: tuple[str, ...] = ("heads", "units")  # of "heads", "units", "channels"
-    scope: str = "layers"  # what the sparsity counts: "layers", or "trunk" with embeddings and front end
-    steps: int = 5000  # with gates
-    steps_after: int = 2500  # after pruning
-    lr: float = 2e-4  # largest step size of the weights, with gates
-    lr_after: float = 1e-4  # the same after pruning
-    warmup: float = 0.3  # share of the steps, with gates
-    warmup_after: float = 0.2  # the same after pruning
-    ramp: float = 0.1  # share of the steps over which the target sparsity rises from 0
-    gate_lr: float = 0.02  # of the gates and the lambdas
-    decay_gates: bool = False  # multiply gate_lr by the schedule too, as DPHuBERT does; the target may be missed
-    settle: bool = True  # shift all gates at the end so that the sparsity is met
-    uniform: bool = False  # keep the same number of heads, of units, in every layer
-    clip: float = 10.0  # largest norm of the gradient of the weights
-    l1: float = 1.0  # weight of the mean absolute difference
-    cosine: float = 1.0  # weight of the cosine term
-    l2: float = 0.0  # weight of the mean squared difference
-    cosine_form: str = "linear"  # "linear": -cos; "log_sigmoid": -log sigmoid(cos)
-    normalise: bool = False  # standardise every frame of every layer before the mean, so that no layer outweighs
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        positive = ("steps", "steps_after", "l1", "cosine", "l2")
-        bad = [f"{n} is {getattr(self, n)}; it must be at least 0" for n in positive if getattr(self, n) < 0]
-        bad += [f"{n} is {getattr(self, n)}; it must be 0..1" for n in ("warmup", "warmup_after", "ramp")
-                if not 0 <= getattr(self, n) <= 1]  # fmt: skip
-        bad += [f"{n} is {getattr(self, n)}; it must be above 0" for n in ("lr", "lr_after", "gate_lr", "clip")
-                if not getattr(self, n) > 0]  # fmt: skip
-        if self.cosine_form not in COSINES:
-            bad.append(f"cosine_form is '{self.cosine_form}'; it must be one of {', '.join(COSINES)}")
-        if self.scope not in ("layers", "trunk"):
-            bad.append(f"scope is '{self.scope}'; it must be layers or trunk")
-        if unknown := set(self.kinds) - {"heads", "units", "channels"}:
-            bad.append(f"kinds holds {', '.join(sorted(unknown))}; it takes heads, units, channels")
-        if bad:
-            raise KnobError("; ".join(bad))
 
 
 @dataclass
@@ -113,43 +44,6 @@ class Compressed:
     report: Report = field(default_factory=Report)
 
 
-def group_means(states: Sequence[Tensor], groups: Sequence[Sequence[int]], normalise: bool = False) -> Tensor:
-    """Return the mean representation of each group, (batch, K, steps, width)."""
-    if normalise:
-        states = [functional.layer_norm(s, s.shape[-1:]) for s in states]
-    return torch.stack([torch.stack([states[i] for i in g]).mean(dim=0) for g in groups], dim=1)
-
-
-def group_loss(student: Tensor, teacher: Tensor, frames: Tensor, plan: Plan | None = None) -> Tensor:
-    """Return l1 mean|P - Q| + cosine (-mean cos(P, Q)) + l2 mean (P - Q)^2 over the real frames.
-
-    student, teacher: (batch, K, steps, width), projected; frames: (batch, steps) bool. For equal ones the value is
-    -cosine, not 0: the floor of the loss.
-    """
-    plan = plan or Plan()
-    p, q = (x.transpose(1, 2)[frames] for x in (student, teacher))  # (frames, K, width)
-    loss = p.new_zeros(())
-    if plan.l1:
-        loss = loss + plan.l1 * (p - q).abs().mean()
-    if plan.cosine:
-        cos = functional.cosine_similarity(p, q, dim=-1)
-        loss = loss - plan.cosine * (cos if plan.cosine_form == "linear" else functional.logsigmoid(cos)).mean()
-    if plan.l2:
-        loss = loss + plan.l2 * (p - q).square().mean()
-    return loss
-
-
-def make_projections(stack: Stack, matching: Matching) -> nn.ModuleList:
-    """Return the linear maps of a matching, each the identity with zero bias."""
-    width = int(stack.config.hidden_size if hasattr(stack.config, "hidden_size") else stack.config.d_model)
-    maps = nn.ModuleList()
-    for _ in range(max(matching.maps) + 1):
-        maps.append(nn.Linear(width, width))
-        nn.init.eye_(maps[-1].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(maps[-1].bias)  # type: ignore[arg-type]
-    return maps
-
-
 def distill_and_prune(
     model: nn.Module,
     batches: Sequence[Batch],
@@ -157,12 +51,15 @@ def distill_and_prune(
     plan: Plan | None = None,
     masks: Masks | None = None,
     progress: Progress | None = None,
+    checkpoint: str | Path | None = None,
+    every: int = 200,
 ) -> Compressed:
     """Return a smaller student of `model`, which is its teacher and stays as it is.
 
     batches: as for `similarities`, no labels; each epoch runs them in a new order. masks: prune with these instead of
     learning gates (random ones, say); then only the second stage runs. The student is trained without dropout,
     layer drop or masking of its input. The targets of the teacher are computed once: 4 bytes x frames x groups x width.
+    checkpoint: a file that is written every `every` steps; the same call goes on from it, to the same bits.
     Raises UnsupportedModel, KnobError, DataError (a NaN in the loss, with the step).
     """
     plan = plan or Plan()
@@ -172,8 +69,12 @@ def distill_and_prune(
     targets = _targets(teacher, batches, matching, plan)
     student = stack_of(_student(model))
     projections = make_projections(student, matching)
-    run = _Run(batches, targets, matching, plan, projections, progress, plan.steps * (masks is None) + plan.steps_after)
+    total = plan.steps * (masks is None) + plan.steps_after
+    file = None if checkpoint is None else Checkpoint(Path(checkpoint), _key(teacher, batches, matching, plan), every)
+    run = _Run(batches, targets, matching, plan, projections, progress, total, file, file.read() if file else None)
     report = _start_report(teacher, plan)
+    if run.saved and run.saved.stage == "after":
+        masks = run.saved.under("mask.")
     if masks is None:
         masks = run.learn_gates(student)
         report.add("distil + prune", _cost(teacher.model, teacher, masks), seconds=time.perf_counter() - start,
@@ -182,7 +83,7 @@ def distill_and_prune(
         report.add("given masks", _cost(teacher.model, teacher, masks))
     smaller = stack_of(prune(student.model, masks))
     begin = time.perf_counter()
-    run.train(smaller)
+    run.train(smaller, masks)
     report.add("distil", _cost(smaller.model), seconds=time.perf_counter() - begin)
     report.tables.append(_widths(teacher, masks))
     return Compressed(smaller.model.eval(), dict(masks), projections, run.history, report)
@@ -204,7 +105,7 @@ def distance(
     total = 0.0
     targets = _targets(first, batches, matching, plan)
     for (target, frames), (states, _) in zip(targets, each_batch(second, batches), strict=True):
-        found = _project(group_means(states, matching.groups, plan.normalise), maps, matching)
+        found = project(group_means(states, matching.groups, plan.normalise), maps, matching)
         total += float(group_loss(found, target, frames, plan))
     return total / len(targets)
 
@@ -220,6 +121,8 @@ class _Run:
     projections: nn.ModuleList
     progress: Progress | None
     total: int
+    file: Checkpoint | None = None
+    saved: Saved | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def learn_gates(self, student: Stack) -> dict[str, Tensor]:
@@ -236,33 +139,59 @@ class _Run:
             {"params": list(pressure.parameters()), "lr": plan.gate_lr, "scheduled": plan.decay_gates,
              "maximize": True},
         ], weight_decay=0.0)  # fmt: skip
-        for step, index in enumerate(self._order(plan.steps, plan.seed)):
+        modules = {"student": student.trunk, "projections": self.projections, "gates": gates, "pressure": pressure}
+        first = self._resume("gates", modules, optimizer, draws)
+        for step, index in self._order(plan.steps, plan.seed, first):
             _schedule(optimizer, step, plan.steps, plan.warmup)
             masked = scaled_weights(student.trunk, gates.units, gates.sample(draws))
             loss = self._loss(student, index, masked)
             sparsity = expected_sparsity(gates, shapes)
             self._step(optimizer, weights, loss + pressure(sparsity, step))
             self._note("gates", step, loss, float(sparsity.detach()), pressure.target(step))
+            self._keep("gates", step, modules, optimizer, {"draws": draws.get_state()})
         if plan.settle:
             gates.settle(student, plan.sparsity, plan.scope, plan.uniform)
         elif plan.uniform:
             gates._make_uniform()
         return gates.evaluate()
 
-    def train(self, student: Stack) -> None:
-        """Distil again, without gates."""
+    def train(self, student: Stack, masks: Masks) -> None:
+        """Distil again, without gates; masks: what was pruned, for the checkpoint."""
         plan = self.plan
         weights = [*_trained(student), *self.projections.parameters()]
         optimizer = torch.optim.AdamW([{"params": weights, "lr": plan.lr_after, "scheduled": True}], weight_decay=0.0)
-        for step, index in enumerate(self._order(plan.steps_after, plan.seed + 1)):
+        modules = {"student": student.trunk, "projections": self.projections}
+        first = self._resume("after", modules, optimizer)
+        for step, index in self._order(plan.steps_after, plan.seed + 1, first):
             _schedule(optimizer, step, plan.steps_after, plan.warmup_after)
             loss = self._loss(student, index, None)
             self._step(optimizer, weights, loss)
             self._note("after", step, loss)
+            self._keep("after", step, modules, optimizer, {f"mask.{n}": m for n, m in masks.items()})
+
+    def _resume(
+        self, stage: str, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer,
+        draws: torch.Generator | None = None,
+    ) -> int:  # fmt: skip
+        """Put back what the checkpoint holds, where it is of this stage, and return the step to go on with."""
+        if self.saved is None or self.saved.stage != stage:
+            return 0
+        restore(self.saved, modules, optimizer)
+        if draws is not None:
+            draws.set_state(self.saved.tensors["draws"])
+        self.history = list(self.saved.history)
+        return self.saved.step
+
+    def _keep(
+        self, stage: str, step: int, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer,
+        other: Mapping[str, Tensor],
+    ) -> None:  # fmt: skip
+        if self.file is not None and self.file.due(step):
+            self.file.write(stage, step + 1, self.history, modules, optimizer, other)
 
     def _loss(self, student: Stack, index: int, masked: Mapping[str, Tensor] | None) -> Tensor:
         states = hidden_states(student, self.batches[index], masked)
-        found = _project(
+        found = project(
             group_means(states, self.matching.groups, self.plan.normalise), self.projections, self.matching
         )
         target, frames = self.targets[index]
@@ -276,12 +205,13 @@ class _Run:
         nn.utils.clip_grad_norm_([w for w in weights if w.grad is not None], self.plan.clip)
         optimizer.step()
 
-    def _order(self, steps: int, seed: int) -> list[int]:
+    def _order(self, steps: int, seed: int, first: int = 0) -> list[tuple[int, int]]:
+        """Return (step, batch) from step `first` on: every batch once, in a new order each time round."""
         generator = torch.Generator().manual_seed(seed)
         order: list[int] = []
         while len(order) < steps:
             order += torch.randperm(len(self.batches), generator=generator).tolist()
-        return order[:steps]
+        return list(enumerate(order[:steps]))[first:]
 
     def _note(
         self, stage: str, step: int, loss: Tensor, sparsity: float | None = None, target: float | None = None
@@ -300,10 +230,6 @@ def _targets(teacher: Stack, batches: Sequence[Batch], matching: Matching, plan:
         (group_means(states, matching.groups, plan.normalise), frames)
         for states, frames in each_batch(teacher, batches)
     ]
-
-
-def _project(means: Tensor, maps: nn.ModuleList, matching: Matching) -> Tensor:
-    return torch.stack([maps[m](means[:, k]) for k, m in enumerate(matching.maps)], dim=1)
 
 
 def _student(model: nn.Module) -> nn.Module:
@@ -345,6 +271,14 @@ def _refuse(stack: Stack, batches: Sequence[Batch], matching: Matching, plan: Pl
     small = {str(p.dtype) for p in stack.trunk.parameters() if p.dtype not in (torch.float32, torch.float64)}
     if small:
         raise UnsupportedModel([f"weights in {', '.join(sorted(small))} are not trained; call model.float() first"])
+
+
+def _key(stack: Stack, batches: Sequence[Batch], matching: Matching, plan: Plan) -> str:
+    """Return a text that differs between runs that differ."""
+    first = {k: [*v.shape, float(v.double().sum())] for k, v in batches[0].items()}
+    weights = sum(float(p.detach().double().abs().sum()) for p in stack.trunk.parameters())
+    name = type(stack.model).__name__
+    return json.dumps([name, weights, len(batches), first, matching.groups, matching.maps, asdict(plan)])
 
 
 def _start_report(stack: Stack, plan: Plan) -> Report:

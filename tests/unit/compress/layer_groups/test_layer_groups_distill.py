@@ -21,8 +21,9 @@ from thrifty.compress.layer_groups import (
     sizes,
     stack_of,
 )
-from thrifty.compress.layer_groups.distill import _Run, _schedule, _targets, make_projections
-from thrifty.errors import DataError, KnobError, UnsupportedModel
+from thrifty.compress.layer_groups.distill import _Run, _schedule, _targets
+from thrifty.compress.layer_groups.loss import make_projections
+from thrifty.errors import DataError, KnobError, StoreError, UnsupportedModel
 
 pytest.importorskip("transformers")
 SHORT = Plan(steps=3, steps_after=2, sparsity=0.3, gate_lr=0.1)
@@ -203,6 +204,33 @@ def test_faults_are_refused_together():
         distill_and_prune(model, [], MATCHING, SHORT)
     with pytest.raises(UnsupportedModel, match=r"model\.float"):
         distill_and_prune(model.to(torch.bfloat16), batches("bert"), MATCHING, SHORT)
+
+
+@pytest.mark.parametrize("stop", [2, 4, 5])
+def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(stop, tmp_path):
+    """Cut off in the joint stage, at its end, and after pruning."""
+    plan, data = dataclasses.replace(SHORT, steps=4, steps_after=3), batches("hubert")
+    whole = distill_and_prune(tiny("hubert"), data, MATCHING, plan)
+
+    def pull_the_plug(done, total, words):
+        if done > stop:
+            raise KeyboardInterrupt
+
+    given = {"checkpoint": tmp_path / "run.safetensors", "every": 1}
+    with pytest.raises(KeyboardInterrupt):
+        distill_and_prune(tiny("hubert"), data, MATCHING, plan, progress=pull_the_plug, **given)
+    seen = []
+    given["progress"] = lambda done, total, words: seen.append(done)
+    again = distill_and_prune(tiny("hubert"), data, MATCHING, plan, **given)
+    assert seen == list(range(stop + 1, 8))
+    assert again.history == whole.history
+    assert all(torch.equal(again.masks[n], whole.masks[n]) for n in whole.masks)
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), whole.model.parameters(), strict=True))
+    with pytest.raises(StoreError, match="another run"):
+        distill_and_prune(tiny("hubert"), data, MATCHING, dataclasses.replace(plan, lr=1.0), **given)
+    (tmp_path / "run.safetensors").write_bytes(b"junk")
+    with pytest.raises(StoreError, match="no checkpoint"):
+        distill_and_prune(tiny("hubert"), data, MATCHING, plan, **given)
 
 
 def test_a_loss_that_is_nan_stops_the_run():
