@@ -1,4 +1,4 @@
-"""The integer learners: equal to a plain second writing of them, exact means, dead zones, votes, what a class leaves."""
+"""The integer learners: equal to a second, plain writing of them; exact means, dead zones, votes, new classes."""
 
 import dataclasses
 import pickle
@@ -334,7 +334,7 @@ def test_all_wrong_knobs_are_named_at_once():
         Anchors(8, 2, parts=2, fraction=8, n_max=1 << 17)
     with pytest.raises(KnobError, match="an option of form='mean'"):
         Anchors(8, 2, parts=2, rounding="stochastic")
-    with pytest.raises(KnobError, match="levels are 0..15"):
+    with pytest.raises(KnobError, match=r"levels are 0\.\.15"):
         Codes(np.full((2, 4), 16), 2, parts=2, bits=4)
     with pytest.raises(KnobError, match="codebook has shape"):
         Codes(np.zeros(4), 2)

@@ -1,4 +1,4 @@
-"""scikit-learn's digits as the project's notes split them: 1,200 to learn, 597 to test, pixels / 16, features shuffled."""
+"""scikit-learn's digits as the notes split them: 1,200 to learn, 597 to test, pixels / 16, features shuffled."""
 
 import functools
 

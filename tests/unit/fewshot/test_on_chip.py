@@ -200,8 +200,9 @@ def test_footprint_is_what_the_chip_holds():
 def test_bad_knobs_are_named():
     x, y, _, _ = digits()
     for model, words in (
-        (OnChipAnchors(bits=9), "bits"), (OnChipAnchors(parts=99), "parts is 99"), (OnChipAnchors(limits=(1, 0)), "low must lie"),
-        (OnChipAnchors(capacity=0), "capacity is 0"), (OnChipCodes(words=0), "words is 0"), (OnChipCodes(parts=0), "parts is 0"),
+        (OnChipAnchors(bits=9), "bits"), (OnChipAnchors(parts=99), "parts is 99"),
+        (OnChipAnchors(limits=(1, 0)), "low must lie"), (OnChipAnchors(capacity=0), "capacity is 0"),
+        (OnChipCodes(words=0), "words is 0"), (OnChipCodes(parts=0), "parts is 0"),
         (OnChipCodes(cells="maybe"), "cells is 'maybe'"), (OnChipCodes(codebook="best"), "codebook is 'best'"),
     ):  # fmt: skip
         with pytest.raises(KnobError, match=words):

@@ -142,7 +142,7 @@ class LearnerC:
                 self._prepare(prefix, m.fraction),
                 f"THRIFTY_DISTANCE({m.metric}, {mean}, {prefix}_distance, {acc})",
                 step,
-                f"THRIFTY_ANCHORS_VOTE({prefix}_vote_anchors, {mean}, {prefix}_distance, {acc})",
+                f"THRIFTY_ANCHORS_VOTE({prefix}_vote_anchors, {mean}, {prefix}_distance, {acc}, {_count(m)})",
             ],
             "learn": f"    return {prefix}_learn_anchor(&{prefix}_learner, {state}.seen, {kept}, {state}.means,\n"
             f"                              levels, (uint32_t)label);",
@@ -166,7 +166,7 @@ class LearnerC:
                 c_array(f"{prefix}_codebook", packed, "uint8_t"),
                 self._prepare(prefix, 0),
                 f"THRIFTY_DISTANCE({m.metric}, u8, {prefix}_distance, {acc})",
-                f"THRIFTY_ENCODE({prefix}_encode, {prefix}_distance, {acc})",
+                f"THRIFTY_ENCODE({prefix}_encode, {prefix}_distance, {acc}, {_count(m)})",
             ],
             "learn": f"{encode}    thrifty_{m.cells}_learn(&{prefix}_learner, {state}.{first}, {state}.cells, codes, "
             "(uint32_t)label);\n    return 1;",
@@ -198,6 +198,11 @@ def describe(m: Memory) -> str:
     if isinstance(m, Anchors):
         return f"{room}, {m.anchors} anchors ({m.form}, {m.metric})"
     return f"{room}, {m.words} codewords, memory of {m.cells} ({m.metric})"
+
+
+def _count(m: Memory) -> str:
+    """Return the length of the sub-vectors when all have the same, else 0."""
+    return f"{m.features // m.parts}u" if m.features % m.parts == 0 else "0"
 
 
 def _suffix(dtype: str) -> str:

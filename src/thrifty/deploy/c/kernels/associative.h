@@ -170,15 +170,16 @@ THRIFTY_INLINE uint32_t thrifty_gaps4(uint32_t a, uint32_t b, uint32_t sum)
 #endif
 
 /* ---- anchors */
-/* The class of the nearest used anchor gets the vote of each sub-space. */
-#define THRIFTY_ANCHORS_VOTE(NAME, MEAN, DISTANCE, ACC)                                                                \
+/* The class of the nearest used anchor gets the vote of each sub-space. COUNT: the length of all sub-vectors, which makes
+ * for straight code; 0 when they differ. */
+#define THRIFTY_ANCHORS_VOTE(NAME, MEAN, DISTANCE, ACC, COUNT)                                                         \
     static void NAME(const thrifty_learner_t *k, const uint32_t *seen, const thrifty_##MEAN *means,                    \
-                     const thrifty_##MEAN *query, int32_t *votes, uint64_t *ties)                                      \
+                     const thrifty_##MEAN *restrict query, int32_t *restrict votes, uint64_t *restrict ties)           \
     {                                                                                                                  \
         uint32_t p, c, i;                                                                                              \
         for (p = 0; p < k->parts; p++) {                                                                               \
             const uint32_t start = thrifty_bound(k, p);                                                                \
-            const uint32_t count = thrifty_bound(k, p + 1) - start;                                                    \
+            const uint32_t count = (COUNT) ? (COUNT) : thrifty_bound(k, p + 1) - start;                                \
             const thrifty_##MEAN *of_class = means + start;                                                            \
             ACC best = (ACC) - 1;                                                                                      \
             int32_t winner = -1;                                                                                       \
@@ -279,13 +280,14 @@ THRIFTY_INLINE uint32_t thrifty_random(uint32_t counter, uint32_t seed)
 
 /* ---- codewords: codebook holds for each sub-space its codewords, one behind the other */
 /* clang-format off */
-#define THRIFTY_ENCODE(NAME, DISTANCE, ACC)                                                                            \
-    static void NAME(const thrifty_learner_t *k, const uint8_t *codebook, const uint8_t *query, uint16_t *codes)       \
+#define THRIFTY_ENCODE(NAME, DISTANCE, ACC, COUNT)                                                                     \
+    static void NAME(const thrifty_learner_t *k, const uint8_t *codebook, const uint8_t *restrict query,               \
+                     uint16_t *restrict codes)                                                                         \
     {                                                                                                                  \
         uint32_t p, i;                                                                                                 \
         for (p = 0; p < k->parts; p++) {                                                                               \
             const uint32_t start = thrifty_bound(k, p);                                                                \
-            const uint32_t count = thrifty_bound(k, p + 1) - start;                                                    \
+            const uint32_t count = (COUNT) ? (COUNT) : thrifty_bound(k, p + 1) - start;                                \
             ACC best = (ACC) - 1;                                                                                      \
             for (i = 0; i < k->each; i++, codebook += count) {                                                         \
                 const ACC away = DISTANCE(query + start, codebook, count);                                             \
