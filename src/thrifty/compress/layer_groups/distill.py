@@ -136,7 +136,7 @@ class _Run:
         optimizer = torch.optim.AdamW([
             {"params": weights, "lr": plan.lr, "scheduled": True},
             {"params": list(gates.parameters()), "lr": plan.gate_lr, "scheduled": plan.decay_gates},
-            {"params": list(pressure.parameters()), "lr": plan.gate_lr, "scheduled": plan.decay_gates,
+            {"params": list(pressure.parameters()), "lr": plan.lambda_lr, "scheduled": plan.decay_gates,
              "maximize": True},
         ], weight_decay=0.0)  # fmt: skip
         modules = {"student": student.trunk, "projections": self.projections, "gates": gates, "pressure": pressure}

@@ -52,8 +52,9 @@ class Plan:
     warmup: float = 0.3  # share of the steps, with gates
     warmup_after: float = 0.2  # the same after pruning
     ramp: float = 0.1  # share of the steps over which the target sparsity rises from 0
-    gate_lr: float = 0.02  # of the gates and the lambdas
-    decay_gates: bool = False  # multiply gate_lr by the schedule too, as DPHuBERT does; the target may be missed
+    gate_lr: float = 0.02  # of the gates; heads start 6 above where they close: gate_lr * steps must be well above that
+    lambda_lr: float = 0.02  # of the lambdas; in a short run below gate_lr, else the sparsity overshoots
+    decay_gates: bool = False  # multiply both by the schedule too, as DPHuBERT does; the target may be missed
     settle: bool = True  # shift all gates at the end so that the sparsity is met
     uniform: bool = False  # keep the same number of heads, of units, in every layer
     clip: float = 10.0  # largest norm of the gradient of the weights
@@ -69,8 +70,8 @@ class Plan:
         bad = [f"{n} is {getattr(self, n)}; it must be at least 0" for n in positive if getattr(self, n) < 0]
         bad += [f"{n} is {getattr(self, n)}; it must be 0..1" for n in ("warmup", "warmup_after", "ramp")
                 if not 0 <= getattr(self, n) <= 1]  # fmt: skip
-        bad += [f"{n} is {getattr(self, n)}; it must be above 0" for n in ("lr", "lr_after", "gate_lr", "clip")
-                if not getattr(self, n) > 0]  # fmt: skip
+        above = ("lr", "lr_after", "gate_lr", "lambda_lr", "clip")
+        bad += [f"{n} is {getattr(self, n)}; it must be above 0" for n in above if not getattr(self, n) > 0]
         if self.cosine_form not in COSINES:
             bad.append(f"cosine_form is '{self.cosine_form}'; it must be one of {', '.join(COSINES)}")
         if self.scope not in ("layers", "trunk"):

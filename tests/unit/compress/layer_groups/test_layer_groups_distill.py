@@ -144,19 +144,21 @@ def test_the_joint_run_reaches_half_and_beats_random_pruning():
             layer.attention.output.dense.weight *= (torch.arange(32) // 4 % 2 == 0) * 0.98 + 0.02
             layer.output.dense.weight *= (torch.arange(64) % 2 == 0) * 0.98 + 0.02
     data = [batch_for("bert", size=4, seed=s) for s in range(12)]
-    plan = Plan(sparsity=0.5, steps=100, steps_after=30, gate_lr=0.05, lr=1e-3, lr_after=5e-4)
+    plan = Plan(sparsity=0.5, steps=100, steps_after=30, gate_lr=0.3, lambda_lr=0.02, lr=1e-3, lr_after=5e-4)
     matching = Matching(((0,), (1, 2)))
     made = distill_and_prune(teacher, data, matching, plan)
     start, end = sizes(stack_of(teacher), made.masks)
     assert 1 - end / start == pytest.approx(0.5, abs=0.02)
-    assert made.history[99]["sparsity"] == pytest.approx(0.5, abs=0.05)  # the gates got there by themselves
+    assert made.history[99]["sparsity"] == pytest.approx(0.5, abs=0.07)  # the gates got there by themselves
+    heads = [made.masks[f"encoder.layer.{i}:heads"] for i in (0, 1)]
+    assert [torch.nonzero(h).flatten().tolist() for h in heads] == [[0, 2, 4, 6]] * 2  # those that matter
     masks = random_masks(stack_of(teacher), 0.5)
     longer = dataclasses.replace(plan, steps=0, steps_after=130, lr_after=1e-3)
     control = distill_and_prune(teacher, data, matching, longer, masks)
     fresh = [batch_for("bert", size=4, seed=s) for s in range(100, 104)]
     ours = distance(teacher, made.model, fresh, matching, plan, made.projections)
     theirs = distance(teacher, control.model, fresh, matching, plan, control.projections)
-    assert ours < theirs - 0.05
+    assert ours < theirs - 0.1
 
 
 def test_the_student_runs_without_dropout_layer_drop_and_masking():
