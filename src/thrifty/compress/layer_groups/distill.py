@@ -152,7 +152,7 @@ class _Run:
         if plan.settle:
             gates.settle(student, plan.sparsity, plan.scope, plan.uniform)
         elif plan.uniform:
-            gates._make_uniform()
+            gates.make_uniform()
         return gates.evaluate()
 
     def train(self, student: Stack, masks: Masks) -> None:

@@ -19,6 +19,7 @@ BETA = 2.0 / 3.0  # temperature
 STRETCH = (-0.1, 1.1)  # the sigmoid is stretched to this interval, then clamped to 0..1
 SHARPNESS = 0.8  # of the soft evaluation mask
 OFFSET = BETA * math.log(-STRETCH[1] / STRETCH[0])  # (2/3) log 11 = 1.5986
+FAR = 100.0  # no gate is further from where it closes
 DROP = {"heads": 0.01, "channels": 0.01, "units": 0.5}  # p of the initial values
 Masks = Mapping[str, Tensor]
 
@@ -34,6 +35,7 @@ class Gates(nn.Module):
         super().__init__()
         self.units = tuple(units)
         self.log_alpha = nn.ParameterList()
+        self.shifts = [0.0] * len(self.units)
         for unit in self.units:
             p = DROP[unit.kind]
             start = torch.randn(unit.count, generator=generator) * 0.01 + math.log(1 - p) - math.log(p)
@@ -50,50 +52,47 @@ class Gates(nn.Module):
     def evaluate(self) -> dict[str, Tensor]:
         """Return the mask of evaluation: as many zeros as expected, at least one member left, the rest soft."""
         with torch.no_grad():
-            return {u.name: evaluation_mask(a) for u, a in zip(self.units, self.log_alpha, strict=True)}
+            return {
+                u.name: evaluation_mask(a, s) for u, a, s in zip(self.units, self.log_alpha, self.shifts, strict=True)
+            }
 
     def settle(self, stack: Stack, sparsity: float, scope: str = "layers", uniform: bool = False) -> None:
-        """Shift all log_alpha by one number so that the evaluation masks hit the sparsity as closely as they can.
+        """Shift all gates by one number so that the masks of evaluation hit the sparsity as closely as they can.
 
-        With a short schedule the gates end near the target, not on it; models are only comparable at equal size.
+        With a short schedule the gates end near the target, not on it; models are only comparable at equal size. The
+        shift decides which members stay; the soft values of those that stay are what training saw.
         uniform: also make all units of a kind keep the same number (their mean, rounded).
         """
         shapes = stack.scope(scope, tuple({u.kind for u in self.units}))
-        whole = float(count_expected(shapes, (), {}))
-        wanted = (1.0 - sparsity) * whole
-        low, high = -20.0, 20.0
-        originals = [a.detach().clone() for a in self.log_alpha]
+        wanted = (1.0 - sparsity) * float(count_expected(shapes, (), {}))
+        low, high = -FAR, FAR
         for _ in range(60):
+            self.shifts = [(low + high) / 2] * len(self.units)
+            if uniform:
+                self.make_uniform()
+            kept = float(count_expected(shapes, self.units, counts(self.evaluate())))
             middle = (low + high) / 2
-            self._shift(originals, middle)
-            kept = float(count_expected(shapes, self.units, counts(self._masks(uniform))))
             low, high = (low, middle) if kept > wanted else (middle, high)
-        if uniform:
-            self._make_uniform()
 
-    def _shift(self, originals: Sequence[Tensor], by: float) -> None:
-        with torch.no_grad():
-            for value, original in zip(self.log_alpha, originals, strict=True):
-                value.copy_(original + by)
+    def make_uniform(self) -> None:
+        """Shift the gates of each unit so that all units of a kind keep the same number: their mean, rounded."""
+        found = counts(self.evaluate())
+        shifts = list(self.shifts)
+        for kind in {u.kind for u in self.units}:
+            same = [i for i, u in enumerate(self.units) if u.kind == kind]
+            number = max(1, round(sum(found[self.units[i].name] for i in same) / len(same)))
+            for i in same:
+                shifts[i] = _shift_for(self.log_alpha[i].detach(), min(number, self.units[i].count))
+        self.shifts = shifts
 
-    def _masks(self, uniform: bool) -> dict[str, Tensor]:
-        found = self.evaluate()
-        return uniform_masks(self.units, found, [a.detach() for a in self.log_alpha]) if uniform else found
 
-    def _make_uniform(self) -> None:
-        """Move log_alpha so that `evaluate` itself keeps the same number in all units of a kind."""
-        target = counts(self._masks(uniform=True))
-        with torch.no_grad():
-            for unit, value in zip(self.units, self.log_alpha, strict=True):
-                low, high = -30.0, 30.0
-                original = value.clone()
-                for _ in range(60):
-                    middle = (low + high) / 2
-                    value.copy_(original + middle)
-                    low, high = (
-                        (low, middle) if int((evaluation_mask(value) > 0).sum()) > target[unit.name] else (middle, high)
-                    )
-                value.copy_(original + low)
+def _shift_for(log_alpha: Tensor, number: int) -> float:
+    """Return the shift at which `number` members are expected to stay."""
+    low, high = -FAR, FAR
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if float(open_probability(log_alpha + middle).sum()) > number else (middle, high)
+    return (low + high) / 2
 
 
 def sample(log_alpha: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -115,37 +114,21 @@ def open_probability(log_alpha: Tensor) -> Tensor:
     return torch.sigmoid(log_alpha + OFFSET)
 
 
-def evaluation_mask(log_alpha: Tensor) -> Tensor:
+def evaluation_mask(log_alpha: Tensor, shift: float = 0.0) -> Tensor:
     """Return the mask of evaluation: round(n - sum P) smallest are 0, the rest sigmoid(0.8 log_alpha / beta).
 
-    At least one member stays, because a layer without heads or units is no ordinary layer.
+    shift: added to log_alpha in P only. At least one member stays, because a layer without heads or units is no
+    ordinary layer.
     """
-    mask = torch.sigmoid(SHARPNESS * log_alpha / BETA)
-    zeros = min(round(len(log_alpha) - float(open_probability(log_alpha).sum())), len(log_alpha) - 1)
-    mask[torch.argsort(log_alpha, stable=True)[:zeros]] = 0.0
-    return mask.clamp(min=0.0)
+    mask = torch.sigmoid(SHARPNESS * log_alpha / BETA).clamp(min=torch.finfo(log_alpha.dtype).tiny)
+    zeros = round(len(log_alpha) - float(open_probability(log_alpha + shift).sum()))
+    mask[torch.argsort(log_alpha, stable=True)[: min(zeros, len(log_alpha) - 1)]] = 0.0
+    return mask
 
 
 def counts(masks: Masks) -> dict[str, int]:
     """Return how many members each mask keeps."""
     return {name: int((mask > 0).sum()) for name, mask in masks.items()}
-
-
-def uniform_masks(units: Sequence[Unit], masks: Masks, order: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Return masks that keep the same number in all units of a kind: their mean, rounded, the largest of `order`."""
-    found = counts(masks)
-    number = {
-        kind: max(1, round(sum(found[u.name] for u in same) / len(same)))
-        for kind in {u.kind for u in units}
-        if (same := [u for u in units if u.kind == kind])
-    }
-    result = {}
-    for unit, rank in zip(units, order, strict=True):
-        keep = torch.argsort(rank, descending=True, stable=True)[: min(number[unit.kind], unit.count)]
-        mask = torch.zeros(unit.count)
-        mask[keep] = torch.sigmoid(SHARPNESS * rank[keep] / BETA).clamp(min=1e-6)
-        result[unit.name] = mask
-    return result
 
 
 def random_masks(
