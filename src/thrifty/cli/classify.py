@@ -6,12 +6,16 @@ import argparse
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thrifty.cli.classify_answers import UNKNOWN, Answers, json_of, rows_of, score_of, write_answers
 from thrifty.cli.pictures import Features, add_encoder, joined, refuse_out, share
 from thrifty.errors import DataError, KnobError
+
+if TYPE_CHECKING:
+    from thrifty.fewshot.features import FolderFeatures, PictureFiles, PictureFolder
 
 ESTIMATORS = ("nearest_class_mean", "soft_kmeans", "logistic_probe")
 SHOWN = 40  # predictions printed at most
@@ -85,16 +89,19 @@ def _answers(args: argparse.Namespace) -> tuple[Answers, dict[str, Any]]:
         shots, rest = _split(labelled.labels, args.holdout, args.seed)
         train, x = labelled.part(shots), labelled.features[rest]
         files = [labelled.files[i] for i in rest]
-        paths, truth = [folder.root / f for f in files], [str(labelled.labels[i]) for i in rest]
+        paths = [folder.root / f for f in files]
+        truth: list[str | None] = [str(labelled.labels[i]) for i in rest]
     else:
         from thrifty.fewshot.features import PictureFiles
 
         files, paths, named = [q[0] for q in queries], [q[1] for q in queries], [q[2] for q in queries]
         pictures = PictureFiles(tuple(paths), args.background)
         train, x = labelled, reader.of_files(pictures, "queries")
-        truth = [t if t is None or t in train.classes else UNKNOWN for t in named]  # type: ignore[misc]
-        remarks += _strangers(named, train.classes, args.unknown) + _leaks(folder, paths, args)
-    model = _model(args).fit(train.features, train.labels)
+        same = _also_shots(folder, pictures)
+        remarks += _strangers(named, train.classes, args.unknown) + _leaks([files[i] for i in same])
+        known: list[str | None] = [t if t is None or t in train.classes else UNKNOWN for t in named]
+        truth = [None if i in same else t for i, t in enumerate(known)]
+    model = _model(args, train).fit(train.features, train.labels)
     labels = [str(v) for v in model.predict(x)]
     best = [float(v) for v in model.predict_proba(x).max(axis=1)]
     p_values: list[float | None] = [None] * len(files)
@@ -105,14 +112,22 @@ def _answers(args: argparse.Namespace) -> tuple[Answers, dict[str, Any]]:
         "support": str(args.support), "shots": {c: counts[c] for c in train.classes}, "estimator": args.estimator,
         "unknown_rate": args.unknown, **reader.settings(),
     }  # fmt: skip
-    return Answers(files, labels, best, p_values, list(truth), train.classes, paths, remarks), settings
+    return Answers(files, labels, best, p_values, truth, train.classes, paths, remarks), settings
 
 
-def _model(args: argparse.Namespace) -> Any:
+def _model(args: argparse.Namespace, train: FolderFeatures) -> Any:
+    """Return the classifier of the flags; nearest class mean with probabilities from shots left out."""
+    import numpy as np
+
     from thrifty.fewshot import ESTIMATORS as KNOWN
-    from thrifty.fewshot import WithUnknown
+    from thrifty.fewshot import WithUnknown, preprocess
+    from thrifty.fewshot.calibration import left_out_variance
 
-    inner: Any = KNOWN[args.estimator](preprocess=args.preprocess)
+    knobs: dict[str, Any] = {"preprocess": args.preprocess}
+    if args.estimator == "nearest_class_mean":
+        prepared = preprocess(train.features.astype(np.float64), args.preprocess)
+        knobs["variance"] = left_out_variance(prepared, train.labels)
+    inner: Any = KNOWN[args.estimator](**knobs)
     return WithUnknown(inner, args.unknown, preprocess=args.preprocess) if args.unknown else inner
 
 
@@ -186,12 +201,14 @@ def _strangers(named: list[str | None], classes: tuple[str, ...], unknown: float
     return [f"query sub-folders of no class of the support: {joined(strange)}; they are {what}"]
 
 
-def _leaks(folder: Any, paths: list[Path], args: argparse.Namespace) -> list[str]:
-    """Return a remark when a query is also a shot."""
-    from thrifty.fewshot.features import PictureFiles
+def _also_shots(folder: PictureFolder, queries: PictureFiles) -> list[int]:
+    """Return which queries are, byte for byte, also in the support."""
+    shots = replace(folder, files=tuple(f for f, c in zip(folder.files, folder.labels, strict=True) if c)).pictures()
+    known = {replace(shots, background=queries.background).key(i) for i in range(len(shots))}
+    return [i for i in range(len(queries)) if queries.key(i) in known]
 
-    shots = PictureFiles(tuple(folder.root / f for f, c in zip(folder.files, folder.labels, strict=True) if c))
-    known = {shots.key(i) for i in range(len(shots))}
-    queries = PictureFiles(tuple(paths))
-    same = [str(paths[i]) for i in range(len(paths)) if queries.key(i) in known]
-    return [f"{len(same)} queries are also in the support, byte for byte: {joined(same, 3)}"] if same else []
+
+def _leaks(same: list[str]) -> list[str]:
+    if not same:
+        return []
+    return [f"{len(same)} queries are also in the support, byte for byte, and left out of the score: {joined(same, 3)}"]

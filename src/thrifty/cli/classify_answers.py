@@ -66,6 +66,13 @@ def score_of(answers: Answers, rate: float | None) -> dict[str, Any] | None:
         "mean_of_classes": macro, "classes": per_class, "rows": names, "columns": columns,
         "confusions": [[pairs[(t, g)] for g in columns] for t in names],
     }  # fmt: skip
+    if strangers:
+        part = [t == g for t, g in zip(truth, given, strict=True) if t != UNKNOWN]
+        found["known_accuracy"] = sum(part) / len(part) if part else None
+        ends = [percent(end) for end in _wilson(sum(part), len(part))] if part else []
+        lines += (
+            [f"of the known classes alone {percent(sum(part) / len(part))} ({ends[0]} to {ends[1]})"] if part else []
+        )
     if rate:
         found |= _unknown_score(truth, given)
         lines += found["unknown_lines"]

@@ -15,9 +15,13 @@ from thrifty.errors import DataError, ThriftyError
 if TYPE_CHECKING:
     from thrifty.fewshot.features import FolderFeatures
     from thrifty.fewshot.generalization import Forecast, GaussianModel, Offset, ShotsNeeded
+    from thrifty.fewshot.generalization.anchor import Anchor
     from thrifty.report import Report
 
+REHEARSALS = 1000  # simulated worlds behind an interval
 EPISODES = 200  # of validation classes, behind an offset
+FAR = 0.15  # a difference of two forecasts that is worth a warning
+ANCHORED = 5  # classes from which the forecast is tied to leave-one-out (docs/features.md says why)
 
 
 def add(verbs: Any) -> None:
@@ -37,6 +41,10 @@ def add(verbs: Any) -> None:
         "--goal", type=share, default=0.9, metavar="SHARE", help="say how many more shots reach it (90%%)"
     )
     parser.add_argument(
+        "--model-alone", action="store_true",
+        help=f"never tie the forecast to leave-one-out, as is done for {ANCHORED} classes and more",
+    )  # fmt: skip
+    parser.add_argument(
         "--validation", metavar="FOLDER",
         help="pictures of other classes: what the forecast gets wrong there is taken off here",
     )  # fmt: skip
@@ -54,6 +62,7 @@ class Found:
     curve: list[Forecast]
     offsets: dict[int, Offset]  # shots -> what validation classes taught
     needed: ShotsNeeded
+    anchor: Anchor | None  # what leave-one-out taught
     remarks: list[str] = field(default_factory=list)
 
 
@@ -139,9 +148,6 @@ def _forecast(
 ) -> Found:
     import numpy as np
 
-    from thrifty.cli.show import progress_bar
-    from thrifty.fewshot import forecast, shots_needed
-
     names, sizes = np.unique(support.labels, return_counts=True)
     have = {str(n): int(k) for n, k in zip(names, sizes, strict=True)}
     model = _model(args, support, validation, have, remarks)
@@ -150,16 +156,35 @@ def _forecast(
     if validation is not None:
         support = _equal(support, min(have.values()), args.seed, remarks)
         offsets = _offsets(args, validation, len(have), min(have.values()), wanted, model, remarks)
-    now_shots = min(have.values())
+    return _forecasts(args, support, have, wanted, model, offsets, remarks)
+
+
+def _forecasts(
+    args: argparse.Namespace, support: FolderFeatures, have: dict[str, int], wanted: list[int], model: GaussianModel,
+    offsets: dict[int, Offset], remarks: list[str],
+) -> Found:  # fmt: skip
+    from thrifty.cli.show import progress_bar
+    from thrifty.fewshot import forecast, shots_needed
+    from thrifty.fewshot.generalization.anchor import anchor_of_offset, anchored, anchored_shots_needed, learn_anchor
+
+    x, y = support.features, support.labels
+    least = min(have.values())
+    tied = len(have) >= ANCHORED and least > 1 and not args.validation and not args.model_alone
     with progress_bar("forecast") as progress:
+        now = forecast(x, y, None, model, offsets.get(least))
+        anchor = learn_anchor(x, y, model) if tied else anchor_of_offset(now) if least in offsets else None
         found = []
         for i, k in enumerate(wanted):
-            found.append(forecast(support.features, support.labels, k, model, offsets.get(k)))
+            said = forecast(x, y, k, model, offsets.get(k))
+            found.append(said if anchor is None or k in offsets else anchored(said, anchor))
             if progress is not None:
-                progress(i + 1, len(wanted) + 2, f"{k} shots")
-        now = forecast(support.features, support.labels, None, model, offsets.get(now_shots))
-        needed = shots_needed(support.features, support.labels, args.goal, model)
-    return Found(have, now, found, offsets, needed, remarks)
+                progress(i + 1, len(wanted) + 1, f"{k} shots")
+        now = anchored(now, anchor) if tied and anchor is not None else now
+        if anchor is None:
+            needed = shots_needed(x, y, args.goal, model)
+        else:
+            needed = anchored_shots_needed(x, y, args.goal, model, anchor)
+    return Found(have, now, found, offsets, needed, anchor, remarks)
 
 
 def _model(
@@ -172,15 +197,17 @@ def _model(
 
     single = [c for c, k in have.items() if k == 1]
     if not single:
-        return GaussianModel(seed=args.seed)
+        return GaussianModel(rehearsals=REHEARSALS, seed=args.seed)
     if validation is not None:
         remarks.append(f"one picture in {joined(single)}: the spread within classes is that of the validation classes")
-        return GaussianModel(sigma=within_scale(validation.features, validation.labels), seed=args.seed)
+        sigma = within_scale(validation.features, validation.labels)
+        return GaussianModel(sigma=sigma, rehearsals=REHEARSALS, seed=args.seed)
     if len(single) < len(have):
         remarks.append(
             f"one picture in {joined(single)}: the spread within it is taken to be that of the other classes"
         )
-        return GaussianModel(sigma=within_scale(support.features, support.labels), seed=args.seed)
+        sigma = within_scale(support.features, support.labels)
+        return GaussianModel(sigma=sigma, rehearsals=REHEARSALS, seed=args.seed)
     raise DataError(
         f"every class of {args.folder} has one picture, so nothing says how much pictures of a class differ; add a "
         "second one to some class, or give --validation FOLDER with pictures of other classes"
@@ -219,7 +246,8 @@ def _offsets(
             without.append(k)
     if without:
         remarks.append(
-            f"no offset at {', '.join(map(str, without))} shots: the smallest validation class has too few pictures"
+            f"the smallest validation class has too few pictures for {', '.join(map(str, without))} shots; "
+            + ("the correction of the shots there are is used" if have in found else "no correction there")
         )
     return found
 
@@ -242,10 +270,21 @@ def _curve_table(found: Found) -> Any:
     for words, f in points:
         ends = [None, None] if f.low is None or f.high is None else [percent(1 - f.high), percent(1 - f.low)]
         mark = " ← now" if words == _have(found) else ""
-        rows.append([f"{words}{mark}", percent(f.accuracy), *ends, "yes" if _corrected(found, f) else "no"])
-    columns = ("shots per class", "accuracy", "from", "to", "validation offset")
-    table = Table("Forecast", columns, rows, "95 % interval for this support; about nearest class mean.")
-    return table if found.offsets else Table("Forecast", columns[:4], [r[:4] for r in rows], table.note)
+        row = [f"{words}{mark}", percent(f.accuracy), *ends]
+        row += [percent(1 - f.raw_error)] if found.anchor or found.offsets else []
+        rows.append([*row, "yes" if _corrected(found, f) else "of now"] if found.offsets else row)
+    columns = ["shots per class", "accuracy", "from", "to"]
+    columns += ["model alone"] if found.anchor or found.offsets else []
+    columns += ["validation offset"] if found.offsets else []
+    return Table("Forecast", tuple(columns), rows, f"95 % interval for this support; nearest class mean. {_how(found)}")
+
+
+def _how(found: Found) -> str:
+    if found.offsets:
+        return "Corrected by what the model gets wrong on the validation classes."
+    if found.anchor is not None:
+        return "The Gaussian model, tied to leave-one-out on these pictures."
+    return "The Gaussian model alone."
 
 
 def _corrected(found: Found, f: Forecast) -> bool:
@@ -257,9 +296,11 @@ def _lines(found: Found) -> list[str]:
     lines = [_headline(found)]
     if now.left_out is not None:
         lines.append(f"leave-one-out on the same pictures (a shot less): {percent(1 - now.left_out)}")
+    if now.left_out is not None and found.anchor is None and abs(now.left_out - now.error) > FAR:
+        lines.append("these two are far apart: the features are not as the model takes them; believe leave-one-out")
     pairs = [f"{a} → {b} {percent(p)}" for a, b, p in now.worst(5) if p >= 0.005]
     lines.append(f"most confused: {'; '.join(pairs)}" if pairs else "no two classes are confused in one case in 200")
-    lines.append(_goal(needed) + (" (without the validation offset)" if found.offsets else ""))
+    lines.append(_goal(needed))
     return lines
 
 
@@ -286,6 +327,7 @@ def _json(found: Found, reader: Features) -> dict[str, Any]:
         "curve": [f.to_json() for f in found.curve],
         "offsets": {str(k): {"value": o.value, "half_width": o.half_width} for k, o in found.offsets.items()},
         "needed": {**found.needed.__dict__, "more": found.needed.more},
+        "anchor": None if found.anchor is None else found.anchor.__dict__,
         "remarks": found.remarks,
         **reader.settings(),
     }
@@ -326,7 +368,9 @@ def _chart(args: argparse.Namespace, found: Found) -> Any:
     have = min(found.have.values())
     if found.now.left_out is not None and have > 1:
         lines.append(Line("leave-one-out (a shot less)", [have - 1.0], [100 * (1 - found.now.left_out)]))
+    if found.anchor is not None or found.offsets:
+        lines.append(Line("the Gaussian model alone", x, [100 * (1 - f.raw_error) for f in found.curve]))
     return Chart(
         "Accuracy by shots", "shots per class", "accuracy", lines, "%", log_x=True, goal=100 * args.goal,
-        mark=float(have), mark_name=f"now: {_have(found)}",
+        mark=float(have), mark_name=f"now: {_have(found)}", note=_how(found),
     )  # fmt: skip

@@ -221,7 +221,9 @@ def _legend(lines: Sequence[Line]) -> list[str]:
     parts = []
     for i, one in enumerate(lines):
         y = BOTTOM + 58 + 18 * i
-        parts += [line(LEFT, y, LEFT + 22, y, f"curve line{i % 4}"), label(LEFT + 30, y + 4, one.name, class_="tick")]
+        parts += [line(LEFT, y, LEFT + 22, y, f"curve line{i % 4}")] if len(one.x) > 1 else []
+        parts += [element("circle", cx=LEFT + 11, cy=y, r=4, class_=f"dot line{i % 4}")]
+        parts += [label(LEFT + 30, y + 4, one.name, class_="tick")]
     return parts
 
 

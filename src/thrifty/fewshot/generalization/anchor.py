@@ -24,12 +24,12 @@ from thrifty.fewshot.preprocess import InputError, OptionError
 
 @dataclass(frozen=True)
 class Anchor:
-    """By how much, in log odds of the error, leave-one-out was above the forecast of the same thing."""
+    """By how much, in log odds of the error, something better known was above the forecast of the same thing."""
 
     shift: float
-    left_out: float  # leave-one-out error of the support
+    left_out: float | None  # leave-one-out error of the support
     forecast: float  # what the model says of `shots` shots
-    shots: int  # of leave-one-out: one less than the support has (its harmonic mean, where classes differ)
+    shots: int  # at which the two were compared; for leave-one-out one less than the support has
 
     def error(self, error: float) -> float:
         """Return an error of the model, moved.
@@ -62,6 +62,13 @@ def learn_anchor(support: npt.ArrayLike, labels: npt.ArrayLike, model: GaussianM
     return Anchor(shift, seen, said, shots)
 
 
+def anchor_of_offset(found: Forecast) -> Anchor:
+    """Return what an offset from validation classes did to a forecast, as an anchor for other shot counts."""
+    half = 1e-3
+    moved, said = (min(max(e, half), 1.0 - half) for e in (found.error, found.raw_error))
+    return Anchor(_odds(moved) - _odds(said), found.left_out, found.raw_error, min(found.shots))
+
+
 def anchored(found: Forecast, anchor: Anchor) -> Forecast:
     """Return a forecast with its error moved, and its interval widened to contain it; confusions stay.
 
@@ -88,16 +95,18 @@ def anchored_curve(
 
 
 def anchored_shots_needed(
-    support: npt.ArrayLike, labels: npt.ArrayLike, accuracy: float = 0.9, model: GaussianModel | None = None
-) -> ShotsNeeded:
+    support: npt.ArrayLike, labels: npt.ArrayLike, accuracy: float = 0.9, model: GaussianModel | None = None,
+    anchor: Anchor | None = None,
+) -> ShotsNeeded:  # fmt: skip
     """Return how many shots per class bring the anchored forecast to an accuracy in (0, 1).
 
-    The optimistic and pessimistic ends are those of the model's interval, with the answer between them.
+    anchor: None learns it from the support. The optimistic and pessimistic ends are those of the model's interval, with
+    the answer between them.
     """
     if not 0 < accuracy < 1:
         raise OptionError(f"accuracy is {accuracy}; it must be in (0, 1)")
     model = model or GaussianModel()
-    anchor = learn_anchor(support, labels, model)
+    anchor = anchor or learn_anchor(support, labels, model)
     moved = shots_needed(support, labels, 1.0 - anchor.before(1.0 - accuracy), replace(model, rehearsals=0))
     ends = shots_needed(support, labels, accuracy, model)
     never = math.inf
