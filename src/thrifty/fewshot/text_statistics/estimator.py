@@ -284,7 +284,7 @@ class TextStatistics(FewShotClassifier):
             found.append(self._chosen.selection)
         if self.alpha in ("closed", "per_dimension"):
             values = f"{self.alpha_.mean():.3f} (mean over classes)"
-            found.append(Selection("alpha, closed form", values, "the counts of shots", float("nan"), 1))
+            found.append(Selection("alpha, closed form", values, "the counts of shots", None, 1))
         return tuple(found)
 
 

@@ -22,10 +22,12 @@ class Selection:
     what: str
     chosen: str
     on: str
-    score: float  # of the chosen one, in the unit that `what` names
+    score: float | None  # of the chosen one, in the unit that `what` names; None: nothing was compared
     tried: int  # candidates
 
     def __str__(self) -> str:
+        if self.score is None:
+            return f"{self.what}: {self.chosen} (from {self.on})"
         return f"{self.what}: {self.chosen} (of {self.tried}, on {self.on}; {self.score:.4g})"
 
 
