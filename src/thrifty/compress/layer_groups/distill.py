@@ -38,9 +38,7 @@ class Compressed:
     model: nn.Module  # smaller, in eval mode
     masks: dict[str, Tensor]  # by unit; what was pruned
     projections: nn.ModuleList  # of the student's groups
-    history: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # a row per step: stage, loss, distance, sparsity, target
+    history: list[dict[str, Any]] = field(default_factory=list)  # per step: stage, distance, sparsity, target
     report: Report = field(default_factory=Report)
 
 
@@ -98,7 +96,7 @@ def distance(
     plan: Plan | None = None,
     projections: nn.ModuleList | None = None,
 ) -> float:
-    """Return the mean distillation loss of a student on batches; without projections: identities."""  # fmt: skip
+    """Return the mean distillation loss of a student on batches; without projections: identities."""
     plan = plan or Plan()
     first, second = stack_of(teacher), stack_of(student)
     maps = projections if projections is not None else make_projections(second, matching)
