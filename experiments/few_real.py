@@ -187,7 +187,51 @@ def later_table() -> str:
     return table(("features", "shots", "forecast at", "predicted error %", "true error %", "mean absolute error, points"), rows)
 
 
+def worlds_table(name: str, ways: bool) -> str:
+    """Return MAPE and coverage of the forecast where the model is true, or on digits."""
+    rows = []
+    for r in result(name)["rows"]:
+        m = r["mape_percent"]
+        first = [r["ways"]] if ways else []
+        rows.append([
+            *first, r["shots"], m["effective"], m["leave_one_out"], m["none"], m["asymptotic"],
+            f"{100 * r['interval_covers']:.0f} % of {r['of']}",
+        ])  # fmt: skip
+    head = ("shots", "forecast", "leave-one-out", "no correction", "asymptotic", "interval held")
+    return table(("ways", *head) if ways else head, rows)
+
+
+def speed_table() -> str:
+    """Return seconds of 10,000 episodes, beside others."""
+    made = result("fewshot_speed_episodes")
+    other, ours = made["easyfsl"], made["seconds_drawing"] + made["seconds_judging"]
+    rows = [
+        ["thrifty, drawing", made["seconds_drawing"], ""],
+        ["thrifty, drawing and judging", round(ours, 3), "1"],
+        ["a plain NumPy loop, judging", made["plain_numpy_loop"]["seconds_scaled"], ""],
+        ["easyfsl, classifying alone", other["seconds_classifying_scaled"], f"{other['times_slower_classifying']} (to judging)"],
+        ["easyfsl, sampler, loader and classifying", other["seconds_scaled"], other["times_slower"]],
+    ]
+    return table((f"{made['episodes']:,} episodes", "seconds", "times"), rows)
+
+
+def forecast_speed_table() -> str:
+    """Return seconds of 1,000 forecasts, beside the authors' steps."""
+    made = result("fewshot_speed_forecast")
+    steps = made["authors_steps"]
+    rows = [
+        ["thrifty", made["seconds"], 1, made["mean_error_ours"], made["absolute_error_ours"]],
+        ["the authors' Monte-Carlo steps, in our writing", steps["seconds_scaled"], steps["times_slower"],
+         made["mean_error_authors"], made["absolute_error_authors"]],
+    ]  # fmt: skip
+    return table((f"{made['episodes']:,} forecasts", "seconds", "times", "mean forecast error", "off the true error by"), rows)
+
+
 TABLES = {
+    "few-worlds": lambda: worlds_table("fewshot_forecast_synthetic", ways=False),
+    "few-digits": lambda: worlds_table("fewshot_forecast_digits", ways=True),
+    "few-speed": speed_table,
+    "few-forecast-speed": forecast_speed_table,
     "few-real-episodes": episodes_table,
     "few-real-forecast": forecasts_table,
     "few-real-later": later_table,

@@ -219,21 +219,26 @@ def collect(attribute: str) -> dict[str, Callable[[], str]]:
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
-def filled(text: str, tables: dict[str, Callable[[], str]], page: str) -> str:
-    """Return a page with every table block written anew."""
+def filled(text: str, tables: dict[str, Callable[[], str]], page: str, problems: list[str]) -> str:
+    """Return a page with every table block written anew; what cannot be written stays and is a problem."""
     if text.count("<!-- table: ") != len(BLOCK.findall(text)):
-        raise SystemExit(f"{page}: a table block is not of the form <!-- table: NAME --> ... <!-- /table -->")
+        problems.append(f"{page}: a table block is not of the form <!-- table: NAME --> ... <!-- /table -->")
 
     def block(match: re.Match[str]) -> str:
         if match[2] not in tables:
-            raise SystemExit(f"{page}: no table '{match[2]}' in any module of experiments/")
-        return f"{match[1]}\n{tables[match[2]]().strip()}\n\n{match[3]}"
+            problems.append(f"{page}: no table '{match[2]}' in any module of experiments/")
+            return match[0]
+        try:
+            return f"{match[1]}\n{tables[match[2]]().strip()}\n\n{match[3]}"
+        except FileNotFoundError as err:
+            problems.append(f"{page}: table '{match[2]}' has no result {err.filename}")
+            return match[0]
 
     return BLOCK.sub(block, text)
 
 
-def pages() -> dict[Path, str]:
-    """Return the whole text of every file that this program writes."""
+def pages(problems: list[str]) -> dict[Path, str]:
+    """Return the whole text of every file that this program writes; what is missing goes to `problems`."""
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     if MARK[0] in text:
@@ -244,9 +249,15 @@ def pages() -> dict[Path, str]:
         if "_build" not in path.parts:
             found.setdefault(path, path.read_text(encoding="utf-8"))
     tables = collect("TABLES")
-    found = {path: filled(text, tables, path.name) for path, text in found.items()}
+    found = {path: filled(text, tables, path.name, problems) for path, text in found.items()}
     pictures = ROOT / "docs" / "pictures"
-    return found | {pictures / name: draw() for name, draw in collect("PICTURES").items()}
+    for name, draw in collect("PICTURES").items():
+        try:
+            found[pictures / name] = draw()
+        except FileNotFoundError as err:
+            if (pictures / name).exists():
+                problems.append(f"picture {name} has no result {err.filename}")
+    return found
 
 
 def main() -> int:
@@ -254,15 +265,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    stale = []
-    for path, content in pages().items():
+    stale: list[str] = []
+    problems: list[str] = []
+    for path, content in pages(problems).items():
         if not path.exists() or (path.read_text(encoding="utf-8") != content and not (check and path.suffix == ".svg")):
             stale.append(str(path.relative_to(ROOT)))
             if not check:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(content, encoding="utf-8")
     print(("stale: " if check else "written: ") + (", ".join(stale) or "nothing"))
-    return 1 if check and stale else 0
+    for problem in problems:
+        print(f"problem: {problem}")
+    return 1 if problems or (check and stale) else 0
 
 
 if __name__ == "__main__":
