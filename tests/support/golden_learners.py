@@ -37,23 +37,38 @@ class GoldenAnchors:
 
     def fresh_class(self):
         k = self.k
-        return {"seen": 0, "sums": [[0] * k.features for _ in range(k.anchors)],
-                "means": [[0] * k.features for _ in range(k.anchors)]}  # fmt: skip
+        return {
+            "seen": 0,
+            "counts": [[0] * k.anchors for _ in range(k.parts)],
+            "sums": [[0] * k.features for _ in range(k.anchors)],
+            "means": [[0] * k.features for _ in range(k.anchors)],
+        }
 
     def learn(self, x, c):
         k, mine = self.k, self.classes.setdefault(c, self.fresh_class())
-        i, n = mine["seen"] % k.anchors, mine["seen"] // k.anchors + 1
-        if n > k.n_max:
-            return 0
-        for j, level in enumerate(x):
-            if k.form == "sum":
-                mine["sums"][i][j] += level
-                mine["means"][i][j] = half_up(mine["sums"][i][j] * 2**k.fraction, n)
-            else:
-                gap = level * 2**k.fraction - mine["means"][i][j]
-                mine["means"][i][j] += self.divided(gap, n)
-        mine["seen"] += 1
-        return 1
+        t, learned = mine["seen"], 0
+        for p, (first, end) in enumerate(ends(k.features, k.parts)):
+            i = t % k.anchors
+            if k.policy == "nearest" and t >= k.anchors:
+                query = [level * 2**k.fraction for level in x[first:end]]
+                gaps = [away(query, mean[first:end], k.metric) for mean in mine["means"]]
+                i = gaps.index(min(gaps))
+            if mine["counts"][p][i] == k.n_max:
+                continue
+            mine["counts"][p][i] += 1
+            learned = 1
+            for j in range(first, end):
+                self.move(mine, i, j, x[j], mine["counts"][p][i])
+        mine["seen"] += learned
+        return learned
+
+    def move(self, mine, i, j, level, n):
+        k = self.k
+        if k.form == "sum":
+            mine["sums"][i][j] += level
+            mine["means"][i][j] = half_up(mine["sums"][i][j] * 2**k.fraction, n)
+        else:
+            mine["means"][i][j] += self.divided(level * 2**k.fraction - mine["means"][i][j], n)
 
     def divided(self, gap, n):
         if self.k.rounding == "half_up":
@@ -93,6 +108,8 @@ class GoldenAnchors:
             words = [state["seen"][c] == mine["seen"], state["means"][c].tolist() == mine["means"]]
             if self.k.form == "sum":
                 words.append(state["sums"][c].tolist() == mine["sums"])
+            if self.k.policy == "nearest":
+                words.append(state["counts"][c].tolist() == mine["counts"])
             if not all(words):
                 return False
         return self.k.rounding != "stochastic" or state["draws"][0] == self.draws

@@ -18,6 +18,19 @@ CASES = {
     "sums l1 bytes": Anchors(14, 5, parts=2, anchors=3, metric="l1", fraction=0, n_max=200),
     "sums fill up": Anchors(7, 4, parts=7, anchors=1, fraction=8, n_max=9, tie="lowest"),
     "sums wide": Anchors(12, 4, parts=1, anchors=3, fraction=7),
+    "nearest": Anchors(12, 4, parts=3, anchors=3, policy="nearest", n_max=20),
+    "nearest means": Anchors(
+        10,
+        3,
+        parts=3,
+        anchors=2,
+        policy="nearest",
+        form="mean",
+        fraction=6,
+        rounding="stochastic",
+        metric="l1",
+        n_max=1 << 17,
+    ),
     "means": Anchors(11, 4, parts=4, anchors=2, form="mean", fraction=7),
     "means floor": Anchors(10, 4, parts=3, anchors=1, form="mean", fraction=3, rounding="floor", bits=5),
     "means stochastic": Anchors(9, 3, parts=2, anchors=2, form="mean", fraction=7, rounding="stochastic", seed=5),
@@ -28,7 +41,7 @@ CASES = {
 }
 
 
-def stream(k, n, seed=0, chances=(0.5, 0.46, 0.035, 0.005)):
+def stream(k, n, seed=0, chances=(0.5, 0.455, 0.035, 0.01)):
     """Return (what, labels, levels): noisy classes that come one after the other, some labels out of range."""
     rng = np.random.default_rng(seed)
     centres = rng.integers(0, k.top + 1, (k.classes, k.features))

@@ -16,6 +16,7 @@ from thrifty.errors import KnobError
 
 Array = npt.NDArray[Any]
 
+POLICIES = ("turns", "nearest")
 FORMS = ("sum", "mean")
 ROUNDINGS = ("half_up", "floor", "stochastic")
 TIES = ("distance", "lowest")
@@ -26,9 +27,10 @@ AT_A_TIME = 1 << 22  # distances held at once
 class Anchors:
     """A learner of levels (n, features), 0..2^bits - 1: `anchors` means for each class and each of `parts` sub-spaces.
 
-    Example number t of class c goes to anchor i = t mod anchors (counted from 0) in all sub-spaces, so that the
-    count of the class is the round-robin counter and the counts of its anchors. With n the examples of the anchor,
-    this one included:
+    With "turns", example number t of class c goes to anchor i = t mod anchors (counted from 0) in all sub-spaces, so
+    that the count of the class is the round-robin counter and the counts of its anchors. With "nearest", the first
+    `anchors` examples do, and later ones go to the nearest anchor of their class in each sub-space (of equal ones the
+    first), each with a counter of its own. With n the examples of the anchor, this one included:
 
         "sum"    S += x;  Y = round(S 2^fraction / n)              exact: Y is the rounded mean of all n examples
         "mean"   Y += round((x 2^fraction - Y) / n)                half the memory; stops moving once
@@ -56,6 +58,7 @@ class Anchors:
     anchors: int = 4
     bits: int = 8  # of a level: 1..8
     fraction: int = 4  # bits of Y below the point: 0..16
+    policy: str = "turns"  # of POLICIES
     form: str = "sum"  # of FORMS
     rounding: str = "half_up"  # of ROUNDINGS; of the mean form only
     metric: str = "l2"  # of METRICS
@@ -70,7 +73,7 @@ class Anchors:
             ("features", 1, 65535), ("classes", 1, 65535), ("parts", 1, self.features), ("anchors", 1, 255),
             ("bits", 1, 8), ("fraction", 0, 16), ("n_max", 1, 1 << 24), ("seed", 0, 2**32 - 1),
         )  # fmt: skip
-        words = (("form", FORMS), ("rounding", ROUNDINGS), ("metric", METRICS), ("tie", TIES))
+        words = (("policy", POLICIES), ("form", FORMS), ("rounding", ROUNDINGS), ("metric", METRICS), ("tie", TIES))
         bad = refusals(self, limits, words)
         if not bad and self.form == "sum":
             if self.rounding != "half_up":
@@ -111,6 +114,9 @@ class Anchors:
         found = [Field("seen", "uint32", (self.classes,)), Field("saturated", "uint32", (1,), shared=True)]
         if self.rounding == "stochastic":
             found.append(Field("draws", "uint32", (1,), shared=True))
+        if self.policy == "nearest":
+            kept = "uint16" if self.n_max < 1 << 16 else "uint32"
+            found.append(Field("counts", kept, (self.classes, self.parts, self.anchors)))
         if self.form == "sum":
             found.append(Field("sums", self.sum_type, shape))
         return (*found, Field("means", self.mean_type, shape))
@@ -124,15 +130,12 @@ class Anchors:
 
         x_nd: levels (n, d). slots: class numbers (n,) below `classes`.
         """
-        learned = 0
-        if self.form == "mean":
-            return sum(self._move(state, x, int(c)) for x, c in zip(x_nd.astype(np.int64), slots))
-        for c in np.unique(slots):
-            learned += self._add(state, x_nd[slots == c].astype(np.int64), int(c))
-        return learned
+        if self.form == "mean" or self.policy == "nearest":
+            return sum(self._one(state, x, int(c)) for x, c in zip(x_nd.astype(np.int64), slots))
+        return sum(self._add(state, x_nd[slots == c].astype(np.int64), int(c)) for c in np.unique(slots))
 
     def _add(self, state: State, x_nd: Array, c: int) -> int:
-        """Add examples of one class to its sums, and write its rounded means."""
+        """Add examples of one class to its sums, in turns, and write its rounded means."""
         before, room = int(state["seen"][c]), self.n_max * self.anchors
         x_nd = x_nd[: room - before]
         for i in range(min(self.anchors, len(x_nd))):
@@ -144,28 +147,57 @@ class Anchors:
         state["seen"][c] = before + len(x_nd)
         return len(x_nd)
 
-    def _move(self, state: State, x_d: Array, c: int) -> int:
-        """Move one mean towards one example."""
+    def _one(self, state: State, x_d: Array, c: int) -> int:
+        """Learn one example; return 0 when all anchors that should take it are full."""
         t = int(state["seen"][c])
-        if t >= self.n_max * self.anchors:
+        if self.policy == "nearest":
+            chosen, n = self._counted(state, x_d, c, t)
+        else:
+            chosen, n = np.full(self.parts, t % self.anchors), np.full(self.parts, t // self.anchors + 1)
+        sizes = np.diff(bounds(self.features, self.parts))
+        rows = np.flatnonzero(np.repeat(n <= self.n_max, sizes))
+        if not rows.size:
             return 0
-        mean, n = state["means"][c, t % self.anchors], t // self.anchors + 1
-        old = mean.astype(np.int64)
-        mean[:] = old + self._divided((x_d << self.fraction) - old, n, state)
+        self._move(state, x_d[rows], (c, np.repeat(chosen, sizes)[rows], rows), np.repeat(n, sizes)[rows])
         state["seen"][c] = t + 1
         return 1
 
-    def _divided(self, v: Array, n: int, state: State) -> Array:
+    def _counted(self, state: State, x_d: Array, c: int, t: int) -> tuple[Array, Array]:
+        """Return the anchor of each sub-space (P,) and how many examples it has with this one; count it in."""
+        if t < self.anchors:
+            chosen = np.full(self.parts, t)
+        else:
+            gap = (x_d << self.fraction) - state["means"][c].astype(np.int64)
+            away = np.abs(gap) if self.metric == "l1" else gap * gap
+            chosen = np.add.reduceat(away, bounds(self.features, self.parts)[:-1], axis=1).argmin(axis=0)
+        place = (c, np.arange(self.parts), chosen)
+        n = state["counts"][place].astype(np.int64) + 1
+        state["counts"][place] = np.minimum(n, self.n_max)
+        return chosen, n
+
+    def _move(self, state: State, x: Array, place: tuple[Any, ...], n: Array) -> None:
+        """Take levels x into the words at `place`, whose anchors have n examples with this one."""
+        if self.form == "sum":
+            sums = state["sums"][place].astype(np.int64) + x
+            state["sums"][place] = sums
+            state["means"][place] = ((sums << self.fraction) + n // 2) // n
+        else:
+            old = state["means"][place].astype(np.int64)
+            state["means"][place] = old + self._divided((x << self.fraction) - old, n, state)
+
+    def _divided(self, v: Array, n: Array, state: State) -> Array:
         """Return v / n rounded as the knob says; half up is floor((2 v + n) / (2 n))."""
         if self.rounding == "half_up":
-            return (2 * v + n) // (2 * n)
-        if self.rounding == "floor":
-            return v // n
+            v, n = 2 * v + n, 2 * n
+        if self.rounding != "stochastic":
+            whole: Array = v // n
+            return whole
         first = int(state["draws"][0])
         counter = (first + np.arange(v.size, dtype=np.uint64)).astype(np.uint32)
         state["draws"][0] = (first + v.size) & 0xFFFFFFFF
-        below_n = (mixed(counter, self.seed).astype(np.uint64) * np.uint64(n)) >> np.uint64(32)
-        return (v + below_n.astype(np.int64)) // n
+        below_n = (mixed(counter, self.seed).astype(np.uint64) * n.astype(np.uint64)) >> np.uint64(32)
+        result: Array = (v + below_n.astype(np.int64)) // n
+        return result
 
     def new_class(self, state: State, slot: int) -> None:
         """Forget one class, so that its number can be used again."""
@@ -206,12 +238,14 @@ class Anchors:
     def operations(self) -> dict[str, int]:
         """Return the additions and multiplications of learning and of classifying one example, all classes known.
 
-        Learning: an addition and a division per feature ("mean": a subtraction more). Classifying: a subtraction, a
-        multiplication ("l1": none) and an addition per feature, anchor and class.
+        Learning: an addition and a division per feature ("mean": a subtraction more); with "nearest", a distance
+        to each anchor of the class. Classifying: a distance to each anchor of all classes. A distance: a
+        subtraction, a multiplication ("l1": none) and an addition per feature.
         """
         each = 2 if self.metric == "l1" else 3
+        search = each * self.features * self.anchors if self.policy == "nearest" else 0
         return {
-            "learn": self.features * (2 if self.form == "sum" else 3),
+            "learn": self.features * (2 if self.form == "sum" else 3) + search,
             "classify": each * self.features * self.anchors * self.classes,
         }
 

@@ -26,8 +26,9 @@ class Hardware:
 def hardware(memory: Anchors | Codes, lanes: int = 16) -> Hardware:
     """Return the modelled circuit of a learner.
 
-    Anchors: a mean (and a sum) per class, anchor and feature, and a counter per class; classifying takes
-    C kA d / lanes cycles and log2(lanes) of an adder tree, learning d / lanes. Codes: encoding K d / lanes and the
+    Anchors: a mean (and a sum) per class, anchor and feature, and a counter per class ("nearest": per anchor and
+    sub-space too); classifying takes C kA d / lanes cycles and log2(lanes) of an adder tree, learning d / lanes
+    ("nearest": and kA d / lanes to find the anchor). Codes: encoding K d / lanes and the
     tree; then a class per cycle, or one write per sub-space, all sub-spaces at once.
 
     >>> from thrifty.associative import Anchors
@@ -41,10 +42,12 @@ def hardware(memory: Anchors | Codes, lanes: int = 16) -> Hardware:
         words = memory.classes * memory.anchors
         mean = memory.mean_bits
         total = 8 * ITEMS[memory.sum_type] if memory.form == "sum" else 0
-        bits = words * d * (mean + total) + 32 * memory.classes
+        nearest = memory.policy == "nearest"
+        bits = words * d * (mean + total) + 32 * memory.classes + 16 * words * memory.parts * nearest
         rows = words * -(-d // lanes)
         rams = _rams(rows, lanes * mean) + (_rams(rows, lanes * total) if total else 0) + _rams(memory.classes, 32)
-        return Hardware(bits, 0, -(-d // lanes), -(-words * d // lanes) + tree, rams)
+        search = -(-memory.anchors * d // lanes) + tree if nearest else 0
+        return Hardware(bits, 0, search + -(-d // lanes), -(-words * d // lanes) + tree, rams)
     cell = 1 if memory.cells == "bits" else 8
     counter = memory.classes * (1 if memory.cells == "bits" else 32)
     bits = memory.classes * memory.parts * memory.words * cell + counter

@@ -220,9 +220,9 @@ class OnChip(VotingClassifier):
 class OnChipAnchors(OnChip):
     """TILDA on integers: counted anchors per class and sub-space, exact sums or shifted means, majority vote.
 
-    The rules are those of thrifty.associative.Anchors: examples of a class take turns on its anchors, distances and
-    divisions are exact or rounded half up, every word has a fixed width. `capacity` fixes the room for classes, as
-    on a chip; without, it grows.
+    The rules are those of thrifty.associative.Anchors: a class's anchors take turns, or the nearest one learns;
+    distances and divisions are exact or rounded half up; every word has a fixed width. `capacity` fixes the room for
+    classes, as on a chip; without, it grows.
 
     Source: Hacene et al. 2019, Efficient Hardware Implementation of Incremental Learning and Inference on Chip,
     arXiv:1911.07847; widths and rounding rules are this project's, the paper's were not available.
@@ -241,6 +241,7 @@ class OnChipAnchors(OnChip):
         parts: int | None = None,  # sub-spaces P; None: 16, but at least four features in each
         anchors: int = 4,  # kA, per class and sub-space
         *,
+        policy: str = "turns",  # which anchor learns: they take "turns", or the "nearest" one does
         bits: int = 8,  # of a quantised feature: 1..8
         fraction: int = 4,  # bits of a mean below the point
         form: str = "sum",  # "sum": exact; "mean": less memory, with a dead zone
@@ -254,6 +255,7 @@ class OnChipAnchors(OnChip):
     ) -> None:
         self.parts = parts
         self.anchors = anchors
+        self.policy = policy
         self.bits = bits
         self.fraction = fraction
         self.form = form
@@ -267,7 +269,7 @@ class OnChipAnchors(OnChip):
 
     def _memory(self, classes: int, features: int, codebook: npt.NDArray[Any]) -> Anchors:
         return Anchors(
-            features, classes, parts_of(self.parts, features), self.anchors, self.bits, self.fraction,
+            features, classes, parts_of(self.parts, features), self.anchors, self.bits, self.fraction, self.policy,
             self.form, self.rounding, self.metric, self.tie, self.n_max, self.seed,
         )  # fmt: skip
 

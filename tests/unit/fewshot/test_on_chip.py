@@ -93,6 +93,16 @@ def test_new_classes_leave_every_old_word_and_take_the_next_slot(kind):
     assert len(model.known_) == model.memory_.classes == 10
 
 
+def test_the_nearest_anchor_learns_as_tilda_does():
+    x, y, queries, truth = digits()
+    real = Tilda(4, 8, policy="nearest").fit(x, y)
+    model = OnChipAnchors(4, 8, policy="nearest", limits=(0, 1), fraction=6).fit(x, y)
+    assert (model.predict(queries) == real.predict(queries)).mean() > 0.97
+    turns = OnChipAnchors(4, 8, limits=(0, 1), fraction=6).fit(x, y)
+    assert model.score(queries, truth) > turns.score(queries, truth) + 0.02
+    assert (model.state_["counts"].sum(axis=2) == model.state_["seen"][:, None]).all()
+
+
 def test_chunks_do_not_matter():
     x, y, _, _ = digits()
     for model in (OnChipAnchors(8, 4), OnChipCodes(8, 16)):

@@ -23,6 +23,7 @@ ROUNDING = {"half_up": 0, "floor": 1, "stochastic": 2}
 SEEN_WORDS = {
     "seen": "examples of each class; the round-robin counter of its anchors",
     "saturated": "features outside their calibrated range, of all examples learned",
+    "counts": "examples of each anchor: class, sub-space, anchor",
     "draws": "random numbers drawn",
     "sums": "sums of levels: class, anchor, feature",
     "means": "rounded means: class, anchor, feature",
@@ -92,7 +93,7 @@ class LearnerC:
             "scratch_bytes": self.scratch_bytes,
             "level": CTYPES[self.level],
             "each": m.anchors if isinstance(m, Anchors) else m.words,
-            "most": m.anchors * m.n_max if isinstance(m, Anchors) else 0,
+            "most": m.n_max if isinstance(m, Anchors) else 0,
             "seed": m.seed if isinstance(m, Anchors) else 0,
             "fraction": m.fraction if isinstance(m, Anchors) else 0,
             "ties": f"{prefix}_ballot.ties" if m.tie == "distance" else "0",
@@ -130,22 +131,32 @@ class LearnerC:
 
     def _anchors(self, m: Anchors, prefix: str) -> dict[str, Any]:
         state, mean, acc = f"{prefix}_state", _suffix(m.mean_type), _wide(m.distance_bits)
+        total, nearest = _suffix(m.sum_type), m.policy == "nearest"
+        distance = f"{prefix}_distance, {acc}, {_count(m)}"
+        types = f"{prefix}_move, {total}, {mean}"
         if m.form == "sum":
-            step = f"THRIFTY_ANCHORS_SUM({prefix}_learn_anchor, {_suffix(m.sum_type)}, {mean})"
-            kept = f"{state}.sums"
+            move = f"THRIFTY_MOVE_SUM({types})"
         else:
-            step = f"THRIFTY_ANCHORS_MEAN({prefix}_learn_anchor, {mean}, {ROUNDING[m.rounding]})"
-            kept = f"{state}.draws" if m.rounding == "stochastic" else "0"
+            move = f"THRIFTY_MOVE_MEAN({types}, {ROUNDING[m.rounding]})"
+        if nearest:
+            counter = _suffix(next(f.dtype for f in m.fields() if f.name == "counts"))
+            learn = f"THRIFTY_LEARN_NEAREST({prefix}_learn_anchor, {types}, {counter}, {distance})"
+        else:
+            learn = f"THRIFTY_LEARN_TURNS({prefix}_learn_anchor, {types})"
+        sums = f"{state}.sums" if m.form == "sum" else "0"
+        draws = f"{state}.draws" if m.rounding == "stochastic" else "0"
+        counts = f", {state}.counts" if nearest else ""
         ties = f"{prefix}_ballot.ties" if m.tie == "distance" else "0"
         return {
             "definitions": [
                 self._prepare(prefix, m.fraction),
                 f"THRIFTY_DISTANCE({m.metric}, {mean}, {prefix}_distance, {acc})",
-                step,
-                f"THRIFTY_ANCHORS_VOTE({prefix}_vote_anchors, {mean}, {prefix}_distance, {acc}, {_count(m)})",
+                move,
+                learn,
+                f"THRIFTY_ANCHORS_VOTE({prefix}_vote_anchors, {mean}, {distance})",
             ],
-            "learn": f"    return {prefix}_learn_anchor(&{prefix}_learner, {state}.seen, {kept}, {state}.means,\n"
-            f"                              levels, (uint32_t)label);",
+            "learn": f"    return {prefix}_learn_anchor(&{prefix}_learner, {state}.seen, {sums}, {state}.means,\n"
+            f"                              levels, {draws}, (uint32_t)label{counts});",
             "vote": f"    {prefix}_vote_anchors(&{prefix}_learner, {state}.seen, {state}.means, levels,\n"
             f"                       {prefix}_ballot.votes, {ties});",
         }
@@ -192,11 +203,11 @@ def describe(m: Memory) -> str:
     """Return a learner in words.
 
     >>> describe(Anchors(64, 10))
-    'up to 10 classes, 64 features in 16 sub-spaces, 4 anchors (sum, l2)'
+    'up to 10 classes, 64 features in 16 sub-spaces, 4 anchors (turns, sum, l2)'
     """
     room = f"up to {m.classes} classes, {m.features} features in {m.parts} sub-spaces"
     if isinstance(m, Anchors):
-        return f"{room}, {m.anchors} anchors ({m.form}, {m.metric})"
+        return f"{room}, {m.anchors} anchors ({m.policy}, {m.form}, {m.metric})"
     return f"{room}, {m.words} codewords, memory of {m.cells} ({m.metric})"
 
 

@@ -29,7 +29,7 @@ PUBLIC += (
     "reset",
 )  # of a learner behind the network
 PUBLIC += ("state", "state_t", "ballot", "ballot_t", "learner", "codebook")
-PUBLIC += ("prepare", "distance", "encode", "learn_anchor", "vote_anchors")
+PUBLIC += ("prepare", "distance", "encode", "learn_anchor", "move", "vote_anchors")
 MACROS: tuple[str, ...] = (
     "INPUT_HEIGHT",
     "INPUT_WIDTH",

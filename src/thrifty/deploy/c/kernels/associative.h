@@ -15,7 +15,7 @@ typedef uint32_t thrifty_u32;
 typedef struct {
     uint16_t features, classes, parts;
     uint16_t each;   /* anchors per class and sub-space; codewords per sub-space */
-    uint32_t most;   /* anchors: examples that a class takes */
+    uint32_t most;   /* anchors: examples that one takes */
     uint32_t seed;   /* of stochastic rounding */
     uint8_t fraction; /* bits of a mean below the point */
 } thrifty_learner_t;
@@ -205,43 +205,31 @@ THRIFTY_INLINE uint32_t thrifty_gaps4(uint32_t a, uint32_t b, uint32_t sum)
         }                                                                                                              \
     }
 
-/* sums += levels; means = the rounded means of the anchor whose turn it is; returns 0 when the class is full */
-#define THRIFTY_ANCHORS_SUM(NAME, SUM, MEAN)                                                                           \
-    static int32_t NAME(const thrifty_learner_t *k, uint32_t *seen, thrifty_##SUM *sums, thrifty_##MEAN *means,        \
-                        const thrifty_##MEAN *query, uint32_t c)                                                       \
+/* An anchor, or its part of one sub-space, takes its n-th example: `count` words from `place` on, levels from query[start]
+ * on. _SUM: sums += levels, means = the rounded means. */
+#define THRIFTY_MOVE_SUM(NAME, SUM, MEAN)                                                                              \
+    THRIFTY_INLINE void NAME(const thrifty_learner_t *k, thrifty_##SUM *sums, thrifty_##MEAN *means, uint32_t place,   \
+                             const thrifty_##MEAN *query, uint32_t start, uint32_t count, uint32_t n, uint32_t *draws) \
     {                                                                                                                  \
-        const uint32_t t = seen[c];                                                                                    \
-        const uint32_t n = t / k->each + 1;                                                                            \
-        const uint32_t place = (c * k->each + t % k->each) * k->features;                                              \
         uint32_t j;                                                                                                    \
-        if (t >= k->most) {                                                                                            \
-            return 0;                                                                                                  \
+        (void)draws;                                                                                                   \
+        for (j = 0; j < count; j++) {                                                                                  \
+            const uint32_t sum = (uint32_t)sums[place + j] + ((uint32_t)query[start + j] >> k->fraction);              \
+            sums[place + j] = (thrifty_##SUM)sum;                                                                      \
+            means[place + j] = (thrifty_##MEAN)(((sum << k->fraction) + (n >> 1)) / n);                                \
         }                                                                                                              \
-        sums += place;                                                                                                 \
-        means += place;                                                                                                \
-        for (j = 0; j < k->features; j++) {                                                                            \
-            const uint32_t sum = (uint32_t)sums[j] + ((uint32_t)query[j] >> k->fraction);                              \
-            sums[j] = (thrifty_##SUM)sum;                                                                              \
-            means[j] = (thrifty_##MEAN)(((sum << k->fraction) + (n >> 1)) / n);                                        \
-        }                                                                                                              \
-        seen[c] = t + 1;                                                                                               \
-        return 1;                                                                                                      \
     }
 
-/* means += (level - mean) / n, rounded: ROUNDING 0 half up, 1 down, 2 at random with the right expectation */
-#define THRIFTY_ANCHORS_MEAN(NAME, MEAN, ROUNDING)                                                                     \
-    static int32_t NAME(const thrifty_learner_t *k, uint32_t *seen, uint32_t *draws, thrifty_##MEAN *means,            \
-                        const thrifty_##MEAN *query, uint32_t c)                                                       \
+/* means += (level - mean) / n, rounded: ROUNDING 0 half up, 1 down, 2 at random with the right expectation; no sums */
+#define THRIFTY_MOVE_MEAN(NAME, SUM, MEAN, ROUNDING)                                                                   \
+    THRIFTY_INLINE void NAME(const thrifty_learner_t *k, thrifty_##SUM *sums, thrifty_##MEAN *means, uint32_t place,   \
+                             const thrifty_##MEAN *query, uint32_t start, uint32_t count, uint32_t n, uint32_t *draws) \
     {                                                                                                                  \
-        const uint32_t t = seen[c];                                                                                    \
-        const uint32_t n = t / k->each + 1;                                                                            \
         uint32_t j;                                                                                                    \
-        if (t >= k->most) {                                                                                            \
-            return 0;                                                                                                  \
-        }                                                                                                              \
-        means += (c * k->each + t % k->each) * k->features;                                                            \
-        for (j = 0; j < k->features; j++) {                                                                            \
-            const int32_t gap = (int32_t)query[j] - (int32_t)means[j];                                                 \
+        (void)sums;                                                                                                    \
+        for (j = 0; j < count; j++) {                                                                                  \
+            const int32_t mean = (int32_t)means[place + j];                                                            \
+            const int32_t gap = (int32_t)query[start + j] - mean;                                                      \
             int32_t step;                                                                                              \
             if ((ROUNDING) == 0) {                                                                                     \
                 step = thrifty_floor_divide(2 * gap + (int32_t)n, 2 * n);                                              \
@@ -251,13 +239,61 @@ THRIFTY_INLINE uint32_t thrifty_gaps4(uint32_t a, uint32_t b, uint32_t sum)
                 const uint64_t wide = (uint64_t)thrifty_random(draws[0] + j, k->seed) * n;                             \
                 step = thrifty_floor_divide(gap + (int32_t)(wide >> 32), n);                                           \
             }                                                                                                          \
-            means[j] = (thrifty_##MEAN)((int32_t)means[j] + step);                                                     \
+            means[place + j] = (thrifty_##MEAN)(mean + step);                                                          \
         }                                                                                                              \
         if ((ROUNDING) == 2) {                                                                                         \
-            draws[0] += k->features;                                                                                   \
+            draws[0] += count;                                                                                         \
         }                                                                                                              \
+    }
+
+/* The anchors of a class take turns; returns 0 when all are full. */
+#define THRIFTY_LEARN_TURNS(NAME, MOVE, SUM, MEAN)                                                                     \
+    static int32_t NAME(const thrifty_learner_t *k, uint32_t *seen, thrifty_##SUM *sums, thrifty_##MEAN *means,        \
+                        const thrifty_##MEAN *query, uint32_t *draws, uint32_t c)                                      \
+    {                                                                                                                  \
+        const uint32_t t = seen[c];                                                                                    \
+        if (t / k->each >= k->most) {                                                                                  \
+            return 0;                                                                                                  \
+        }                                                                                                              \
+        MOVE(k, sums, means, (c * k->each + t % k->each) * k->features, query, 0, k->features, t / k->each + 1, draws);\
         seen[c] = t + 1;                                                                                               \
         return 1;                                                                                                      \
+    }
+
+/* The first examples of a class found its anchors, later ones go to the nearest in each sub-space; returns 0 when all of
+ * these are full. */
+#define THRIFTY_LEARN_NEAREST(NAME, MOVE, SUM, MEAN, COUNTER, DISTANCE, ACC, COUNT)                                    \
+    static int32_t NAME(const thrifty_learner_t *k, uint32_t *seen, thrifty_##SUM *sums, thrifty_##MEAN *means,        \
+                        const thrifty_##MEAN *query, uint32_t *draws, uint32_t c, thrifty_##COUNTER *counts)           \
+    {                                                                                                                  \
+        const uint32_t t = seen[c];                                                                                    \
+        int32_t learned = 0;                                                                                           \
+        uint32_t p, i;                                                                                                 \
+        for (p = 0; p < k->parts; p++) {                                                                               \
+            const uint32_t start = thrifty_bound(k, p);                                                                \
+            const uint32_t count = (COUNT) ? (COUNT) : thrifty_bound(k, p + 1) - start;                                \
+            const uint32_t first = c * k->each * k->features + start;                                                  \
+            thrifty_##COUNTER *of_anchor = counts + (c * k->parts + p) * k->each;                                      \
+            uint32_t chosen = t;                                                                                       \
+            if (t >= k->each) {                                                                                        \
+                ACC least = (ACC) - 1;                                                                                 \
+                for (i = 0; i < k->each; i++) {                                                                        \
+                    const ACC away = DISTANCE(query + start, means + first + i * k->features, count);                  \
+                    if (away < least) {                                                                                \
+                        least = away;                                                                                  \
+                        chosen = i;                                                                                    \
+                    }                                                                                                  \
+                }                                                                                                      \
+            }                                                                                                          \
+            if (of_anchor[chosen] >= k->most) {                                                                        \
+                continue;                                                                                              \
+            }                                                                                                          \
+            of_anchor[chosen]++;                                                                                       \
+            MOVE(k, sums, means, first + chosen * k->features, query, start, count, of_anchor[chosen], draws);         \
+            learned = 1;                                                                                               \
+        }                                                                                                              \
+        seen[c] = t + (uint32_t)learned;                                                                               \
+        return learned;                                                                                                \
     }
 /* clang-format on */
 
