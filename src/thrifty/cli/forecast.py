@@ -307,7 +307,8 @@ def _lines(found: Found) -> list[str]:
 def _headline(found: Found) -> str:
     now = found.now
     ends = "" if now.low is None or now.high is None else f" ({percent(1 - now.high)} to {percent(1 - now.low)})"
-    return f"with the {_have(found)} shots there are: {percent(now.accuracy)}{ends} of new pictures right"
+    said = f"with the {_have(found)} shots there are: {percent(now.accuracy)}{ends} of new pictures right"
+    return f"{said}, where classes come equally often"
 
 
 def _goal(needed: ShotsNeeded) -> str:
