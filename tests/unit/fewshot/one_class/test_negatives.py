@@ -4,6 +4,7 @@ import contextlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -326,3 +327,17 @@ def test_no_model_and_bad_knobs_are_refused(tmp_path):
         LocalModel(tmp_path).answer(["a"])
     with pytest.raises(KnobError, match="max_new_tokens"):
         LocalModel(tmp_path, max_new_tokens=0)
+
+
+def test_the_answers_of_the_experiment_replay_without_a_model():
+    path = Path(__file__).resolve().parents[4] / "experiments" / "one_class" / "answers_smollm2.json"
+    file = AnswerFile(path)
+    assert file.asked["source"]["model"].startswith("SmolLM2-135M")
+    assert file.asked["prompt"] == oc.EXAMPLES
+    labels = sorted(file.answers)
+    assert len(labels) > 500
+    assert collect(labels, file) == file.answers
+    assert {"lion", "leopard", "jaguar"} <= {*file.negatives("tiger").kept}
+    assert all("\n" not in answer for answer in file.answers.values())
+    with pytest.raises(StoreError, match="another source"):
+        AnswerFile(path, {"model": "another"})
