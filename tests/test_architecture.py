@@ -16,6 +16,7 @@ WITHOUT_TORCH = (
     "thrifty.budget", "thrifty.report", "thrifty.deploy", "thrifty.deploy.lower", "thrifty.deploy.plan",
     "thrifty.deploy.run", "thrifty.deploy.fidelity", "thrifty.deploy.targets", "thrifty.deploy.c.emit",
     "thrifty.deploy.c.build", "thrifty.deploy.c.emulate", "thrifty.deploy.c.host", "thrifty.deploy.c.qemu",
+    "thrifty.associative", "thrifty.deploy.learner", "thrifty.deploy.c.stream_learner",
     "thrifty.fewshot", "thrifty.fewshot.generalization",
 )  # fmt: skip
 OPTIONAL = ("optuna", "unicorn", "elftools", "capstone", "ziglang", "sklearn", "scipy", "PIL", "matplotlib", "onnx",

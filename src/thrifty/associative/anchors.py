@@ -41,8 +41,9 @@ class Anchors:
     class. The class with most votes wins; `tie` says what decides between equals: the smaller sum over sub-spaces of
     the distance to the class's nearest anchor, then the lower class; or the lower class at once.
 
-    Source: Hacene et al. 2019, arXiv:1911.07847 (majority votes over quantised anchors); widths, rounding and the
-    rules above are this project's. Every number fits 32 bits, distances where needed 64.
+    Source: Efficient Hardware Implementation of Incremental Learning and Inference on Chip, arXiv:1911.07847 (majority
+    votes over quantised anchors); widths, rounding and the rules above are this project's. Every number fits 32 bits,
+    distances where needed 64.
 
     >>> learner = Anchors(features=2, classes=2, parts=1, anchors=1)
     >>> state = learner.fresh()

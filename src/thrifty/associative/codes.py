@@ -34,8 +34,8 @@ class Codes:
                   score of c: sum over p of log2(N[c, p, code_p(x)] + 1) - log2(n[c] + K), in units of 2^-8 (`log2`)
     Bits learn idempotently and in any order. Only classes with examples can win; ties go to the lowest class.
 
-    Source: Hacene et al. 2017 and 2019 (product random sampling and binary associative memories on chip,
-    arXiv:1911.07847); the counting form is naive Bayes with add-one smoothing.
+    Source: Incremental learning with pre-trained CNNs and binary associative memories (ICLR workshop 2017), known here
+    from its abstract and from arXiv:1911.07847; the counting form is naive Bayes with add-one smoothing.
 
     >>> codes = Codes(np.array([[0, 0], [255, 255]], np.uint8), classes=2, parts=2)
     >>> state = codes.fresh()

@@ -224,7 +224,7 @@ class OnChipAnchors(OnChip):
     distances and divisions are exact or rounded half up; every word has a fixed width. `capacity` fixes the room for
     classes, as on a chip; without, it grows.
 
-    Source: Hacene et al. 2019, Efficient Hardware Implementation of Incremental Learning and Inference on Chip,
+    Source: Efficient Hardware Implementation of Incremental Learning and Inference on Chip,
     arXiv:1911.07847; widths and rounding rules are this project's, the paper's were not available.
 
     Raises OptionError (a KnobError and a ValueError) and InputError (a DataError and a ValueError).
@@ -281,8 +281,8 @@ class OnChipCodes(OnChip):
     their k-means ("kmeans"). cells="counts" keeps small counters in the place of bits and votes as naive Bayes.
     Bits fill up: with many different examples per class all classes tie; `fill_` says how far that is.
 
-    Source: product random sampling and binary associative memories, Hacene et al. 2017 and arXiv:1911.07847; the
-    rules are thrifty.associative.Codes, the papers' own sizes were not available.
+    Source: Incremental learning with pre-trained CNNs and binary associative memories (ICLR workshop 2017); the rules
+    are thrifty.associative.Codes, the papers' own sizes were not available.
 
     Raises OptionError (a KnobError and a ValueError) and InputError (a DataError and a ValueError).
 

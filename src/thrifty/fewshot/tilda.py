@@ -35,9 +35,9 @@ class Tilda(VotingClassifier):
 
     Limit cases: parts=1, anchors=1 is the nearest class mean; parts=1 and anchors as many as examples is 1-NN.
 
-    Source: Hacene, Gripon, Farrugia, Arzel & Jezequel 2018, Transfer Incremental Learning using Data Augmentation,
-    arXiv:1810.02020. The paper's own numbers of anchors and sub-spaces, its assignment rule and whether its votes
-    are flat were not available; the options and defaults here are this project's.
+    Source: Transfer Incremental Learning using Data Augmentation, arXiv:1810.02020. The paper's own numbers of anchors
+    and sub-spaces, its assignment rule and whether its votes are flat were not available; the options and defaults
+    here are this project's.
 
     Raises OptionError (a KnobError and a ValueError) and InputError (a DataError and a ValueError).
 

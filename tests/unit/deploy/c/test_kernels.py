@@ -45,6 +45,7 @@ def test_headers_stand_alone(compiler: str, tmp_path: Path) -> None:
     if shutil.which(compiler) is None:
         pytest.skip(f"{compiler} is not installed")
     headers = ("arith", "block", "rows", "conv", "linear", "depthwise", "depthwise_stride2", "generic", "conv_float")
+    headers += ("associative",)
     for header in [f"{name}.h" for name in headers]:
         (tmp_path / "one.c").write_text(f'#include "{header}"\n#include "{header}"\n')
         run = subprocess.run(
