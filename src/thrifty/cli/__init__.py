@@ -30,8 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ThriftyError as err:
         return _say(str(err))
     except KeyboardInterrupt:
-        hint = "; what was finished is kept: run the same command with --resume" if args.verb == "optimize" else ""
-        _say(f"interrupted{hint}")
+        hints = {
+            "optimize": "; what was finished is kept: run the same command with --resume",
+            **dict.fromkeys(("classify", "forecast"), "; features that were computed are kept: run the same command"),
+        }
+        _say(f"interrupted{hints.get(args.verb, '')}")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
