@@ -130,6 +130,16 @@ def test_strangers_are_unknown(tmp_path, capsys):
     assert "of no known class were called unknown" in capsys.readouterr().out
 
 
+def test_one_class_and_the_rest_of_the_world(tmp_path, capsys):
+    support = folder(tmp_path / "s", {"red": 12}, noise=12)
+    queries = folder(tmp_path / "q", {"red": 20, "white": 20}, seed=1, noise=12)
+    words = ["--unknown", "10%", "--preprocess", "", "--json"]
+    assert main(["classify", support, queries, *FLAGS, *words]) == 0
+    score = json.loads(capsys.readouterr().out)["score"]
+    assert score["strangers_found"]["share"] > 0.9
+    assert score["known_lost"]["share"] < 0.4
+
+
 def test_a_query_that_is_also_a_shot_is_not_scored(tmp_path, capsys):
     support = folder(tmp_path / "s", {"blue": 3, "red": 3})
     queries = folder(tmp_path / "q", {"blue": 2, "red": 2}, seed=1)

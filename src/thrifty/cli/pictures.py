@@ -129,6 +129,8 @@ def read_encoder(args: argparse.Namespace) -> Encoder:
             raise KnobError(f"--encoder {args.encoder}: write pixels, or pixels:16 for 16 x 16 pixels")
         return encoder("pixels", fit=args.fit, **({"size": int(size)} if size else {}))
     if Path(args.encoder).is_dir() and (Path(args.encoder) / "config.json").is_file():
+        if args.fit != "crop":
+            raise KnobError(f"--fit {args.fit}: {args.encoder} has its own image processor, which decides that")
         return encoder(args.encoder, device=args.device)
     return encoder(args.encoder, fit=args.fit, device=args.device)
 

@@ -128,6 +128,7 @@ def test_the_identity_is_that_of_weights_and_preparation():
         ({"fit": "croop"}, KnobError, "crop"),
         ({"layer": "convolutoin"}, NoMatch, "close: convolution"),
         ({"size": 2}, DataError, "does not run"),
+        ({"device": "nowhere"}, KnobError, "device is 'nowhere'"),
     ],
 )
 def test_a_bad_encoder_is_refused(change, kind, words):

@@ -147,6 +147,7 @@ def from_module(
     """
     torch = need("torch", extra="encoders")
     check_size(size, fit)
+    check_device(device)
     mean_c, std_c = _colours("mean", mean), _colours("std", std)
     if min(std_c) < 1:
         raise OptionError(f"std is {std_c}; it is in units of pixels 0..255: multiply mean and std of 0..1 by 255")
@@ -228,6 +229,16 @@ def check_size(size: int, fit: str) -> None:
         raise OptionError(f"size is {size!r}; it is the rows and columns of the input, at least 1")
     if fit not in FITS:
         raise OptionError(f"fit is '{fit}'; {close_to(fit, FITS)}")
+
+
+def check_device(device: str) -> None:
+    """Raise OptionError unless torch can compute there."""
+    torch = need("torch", extra="encoders")
+    try:
+        torch.ones(1, device=device).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as err:
+        line = (str(err).strip() or type(err).__name__).splitlines()[0]
+        raise OptionError(f"device is '{device}', where torch cannot compute: {line}") from err
 
 
 def _colours(name: str, values: Sequence[float]) -> Colours:

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thrifty.errors import NoMatch, close_to, need
-from thrifty.fewshot.features.encoders import Colours, Encoder, Features, TextEncoder, pooled, state_hash
+from thrifty.fewshot.features.encoders import (
+    Colours,
+    Encoder,
+    Features,
+    TextEncoder,
+    check_device,
+    pooled,
+    state_hash,
+)
 from thrifty.fewshot.features.pictures import Picture
 from thrifty.fewshot.preprocess import InputError
 
@@ -31,6 +39,7 @@ def from_hugging_face(folder: str | Path, *, name: str = "", device: str = "cpu"
     Raises NoMatch when it is no such folder, InputError when weights are missing or the model takes no pictures.
     """
     folder = _folder(folder)
+    check_device(device)
     torch = need("torch", extra="encoders")
     transformers = need("transformers", extra="encoders")
     with _quiet(transformers):
@@ -75,6 +84,7 @@ def sentence_encoder(name: str | Path = MINILM, *, device: str = "cpu") -> TextE
         raise NoMatch(f"no sentence encoder '{name}' and no such folder; {close_to(str(name), [MINILM])}")
     else:
         folder = _folder(name)
+    check_device(device)
     torch = need("torch", extra="encoders")
     transformers = need("transformers", extra="encoders")
     model, missing = _model(transformers, folder)
