@@ -40,7 +40,9 @@ def load_model(
     if "gguf_file" in options:
         need("gguf", extra="llm")
         need("accelerate", extra="llm")
-    more = {} if attention is None else {"attn_implementation": attention}
+    more: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    if "gguf_file" in options and hasattr(hf, "GgufConfig"):  # newer releases would keep the weights packed
+        more["quantization_config"] = hf.GgufConfig(dequantize=True)
     try:
         model = hf.AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[dtype], **options, **more)
         tokenizer = hf.AutoTokenizer.from_pretrained(where, **options)
