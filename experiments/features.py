@@ -146,7 +146,7 @@ def tables_of(name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def unknown(spec: dict[str, Any]) -> dict[str, Any]:
     """Measure how many known queries are lost and how many of other classes are found, over random supports."""
     found: dict[str, Any] = {}
-    for title, (x, y) in (item for name in spec["sets"] for item in tables_of(name).items()):
+    for title, (x, y) in tables_of(spec["set"]).items():
         for shots in spec["shots"]:
             kinds = {s: [] for s in STRANGENESS}  # type: dict[str, list[tuple[float, float]]]
             for i in range(spec["supports"]):
@@ -165,7 +165,7 @@ def unknown(spec: dict[str, Any]) -> dict[str, Any]:
                 for kind, values in kinds.items()
                 if values
             }
-    return found
+    return {"features": found}
 
 
 def drawn_apart(
@@ -194,7 +194,7 @@ def anchor(spec: dict[str, Any]) -> dict[str, Any]:
     """Compare forecasts with what came true, at the shots of the support and at more."""
     model = GaussianModel(samples=1000, rehearsals=0)
     found: dict[str, Any] = {}
-    for title, (x, y) in (item for name in spec["sets"] for item in tables_of(name).items()):
+    for title, (x, y) in tables_of(spec["set"]).items():
         for ways in (w for w in spec["ways"] if w <= len(np.unique(y))):
             for shots in spec["shots"]:
                 rng = np.random.default_rng([spec["seed"], ways, shots])
@@ -202,7 +202,7 @@ def anchor(spec: dict[str, Any]) -> dict[str, Any]:
                 for at in (shots, spec["at"]):
                     key = f"{ways} ways, {shots} to {at} shots"
                     found.setdefault(title, {})[key] = judged(x, drawn, shots, at, model)
-    return found
+    return {"features": found}
 
 
 def judged(x: np.ndarray, drawn: Episodes, shots: int, at: int, model: GaussianModel) -> dict[str, float]:
@@ -275,12 +275,18 @@ def crops_table() -> str:
     return table(["features of", *(f"{k} shot{'s' * (k != '1')}, %" for k in shots)], rows)
 
 
+def of_sets(part: str) -> dict[str, Any]:
+    """Return what was found for every table of every set."""
+    found: dict[str, Any] = {}
+    for name in ("emoji", "gtsrb", "cifar10"):
+        found |= result(f"features_{part}_{name}")["features"]
+    return found
+
+
 def unknown_table() -> str:
     """Return known queries lost and strangers found."""
     rows = []
-    for title, by_shots in result("features_unknown").items():
-        if title in ("spec", "seconds", "environment", "name", "kind"):
-            continue
+    for title, by_shots in of_sets("unknown").items():
         for shots, kinds in by_shots.items():
             cells = []
             for kind in STRANGENESS:
@@ -293,9 +299,7 @@ def unknown_table() -> str:
 def anchor_table() -> str:
     """Return the mean absolute error of the forecasts, in points, and their bias."""
     rows = []
-    for title, cases in result("features_anchor").items():
-        if title in ("spec", "seconds", "environment", "name", "kind"):
-            continue
+    for title, cases in of_sets("anchor").items():
         for case, got in cases.items():
             cells = [f"{got[f'{n} error']:.1f} ({got[f'{n} bias']:+.1f})" for n in ("model", "leave-one-out", "tied")]
             rows.append([title, case, f"{got['true']:.1f}", *cells])
