@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,16 @@ from tables import result, table
 
 from thrifty.llm.families import parts_of
 from thrifty.llm.gallop import Select, SparseAdamW, select
-from thrifty.llm.loading import Encoded, Example, batches, collate, completion_logits, completion_losses, encode, load_model
+from thrifty.llm.loading import (
+    Encoded,
+    Example,
+    batches,
+    collate,
+    completion_logits,
+    completion_losses,
+    encode,
+    load_model,
+)
 
 PARTIAL = Path(__file__).resolve().parent / "results" / "partial"
 SPARSE = {"GaLLoP": "gallop", "SAFT": "saft", "random mask": "random", "lowest magnitude": "lowest", "highest magnitude": "highest"}
@@ -48,7 +58,7 @@ def evaluate(model: Any, tokenizer: Any, items: Sequence[Item]) -> dict[str, Any
     rows = [Example(choice, i.prompt) for i in items for choice in i.choices]
     scores, greedy = [], []
     for batch in batches(encode(rows, tokenizer, TOKENS, end=False), 48, tokenizer.pad_token_id):
-        logits, goal, learned = completion_logits(model, batch)
+        logits, goal, learned = completion_logits(model, batch.to(model.device))
         logits = logits.float()
         losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), goal.flatten(), reduction="none").view_as(goal)
         scores += (losses * learned).sum(1).tolist()
@@ -67,7 +77,7 @@ def evaluate(model: Any, tokenizer: Any, items: Sequence[Item]) -> dict[str, Any
 def validation_loss(model: Any, rows: Sequence[Encoded]) -> float:
     """Return the mean loss of the answers."""
     model.eval()
-    return float(torch.cat([completion_losses(model, b) for b in batches(rows, 48)]).mean())
+    return float(torch.cat([completion_losses(model, b.to(model.device)) for b in batches(rows, 48)]).mean())
 
 
 def orders(n: int, batch: int, steps: int, seed: int) -> list[list[int]]:
@@ -133,7 +143,8 @@ def train(base: Any, tokenizer: Any, method: str, seed: int, lr: float, steps: i
     model.train()
     losses = []
     for number, order in enumerate(orders(len(rows), spec["batch"], steps, seed)):
-        loss = completion_losses(model, collate([rows[i] for i in order], tokenizer.pad_token_id)).mean()
+        batch = collate([rows[i] for i in order], tokenizer.pad_token_id)
+        loss = completion_losses(model, batch.to(model.device)).mean()
         loss.backward()
         rise, left = (number + 1) / max(1, steps // 10), (steps - number) / steps
         optimizer.step(lr * min(1.0, rise, left / 0.9))
@@ -166,26 +177,31 @@ def cell(path: Path, make: Any) -> Any:
 
 def run(spec: dict[str, Any], name: str) -> dict[str, Any]:
     """Run all cells that are not stored yet."""
-    base, tokenizer = load_model(smollm2(), dtype=spec["dtype"])
+    base, tokenizer = load_model(smollm2(), dtype=spec["dtype"], device=spec.get("device", "cpu"))
     tests = {task: gallop_tasks.splits(task, {"test": spec["sizes"]["test"]}, 0)["test"] for task in gallop_tasks.TASKS}
     folder = PARTIAL / name
 
-    def scores(model: Any) -> dict[str, Any]:
-        return {task: evaluate(model, tokenizer, items) for task, items in tests.items()}
-
-    def one(method: str, seed: int, tried: dict[str, float]) -> dict[str, Any]:
-        lr = float(min(tried, key=tried.__getitem__))
-        model, took = train(base, tokenizer, method, seed, lr, spec["steps"], spec)
-        return {"method": method, "seed": seed, **took, "tests": scores(model)}
-
-    vanilla = cell(folder / "vanilla.json", lambda: {"tests": scores(base)})
+    vanilla = cell(folder / "vanilla.json", lambda: {"tests": scores(base, tokenizer, tests)})
     tried, cells = {}, []
     for method in spec["methods"]:
         short = method.replace(" ", "_")
-        tried[method] = cell(folder / f"rates_{short}.json", lambda: rates(base, tokenizer, method, spec))
+        tried[method] = cell(folder / f"rates_{short}.json", partial(rates, base, tokenizer, method, spec))
+        lr = float(min(tried[method], key=tried[method].__getitem__))
         for seed in spec["seeds"]:
-            cells.append(cell(folder / f"{short}_{seed}.json", lambda: one(method, seed, tried[method])))
+            make = partial(one, base, tokenizer, method, seed, lr, spec, tests)
+            cells.append(cell(folder / f"{short}_{seed}.json", make))
     return {"vanilla": vanilla, "rates": tried, "cells": cells}
+
+
+def one(base: Any, tokenizer: Any, method: str, seed: int, lr: float, spec: dict[str, Any], tests: dict[str, Any]) -> dict[str, Any]:
+    """Train and test one cell."""
+    model, took = train(base, tokenizer, method, seed, lr, spec["steps"], spec)
+    return {"method": method, "seed": seed, **took, "tests": scores(model, tokenizer, tests)}
+
+
+def scores(model: Any, tokenizer: Any, tests: dict[str, list[Item]]) -> dict[str, Any]:
+    """Return what a model does on all test splits."""
+    return {task: evaluate(model, tokenizer, items) for task, items in tests.items()}
 
 
 # tables

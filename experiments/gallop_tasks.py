@@ -1,6 +1,6 @@
-"""Three text tasks made here, offline: meanings (WordNet, four choices), arithmetic, numbers in words.
+"""Three text tasks made here, offline: kinds of things (WordNet, four choices), arithmetic, numbers in words.
 
-Each is a list of `Item`: a prompt, the right completion, and the completions to choose from. Source of the meanings:
+Each is a list of `Item`: a prompt, the right completion, and the completions to choose from. Source of the kinds:
 WordNet 3.0 as installed by Debian's wordnet-base in /usr/share/wordnet.
 """
 
@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 WORDNET = Path("/usr/share/wordnet")
-TASKS = ("meanings", "arithmetic", "numbers")
+TASKS = ("kinds", "arithmetic", "numbers")
 SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
 TENS = ["-", "-", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
@@ -28,7 +28,7 @@ class Item:
 
 def task(name: str, n: int, seed: int) -> list[Item]:
     """Return n questions, no two alike; other seeds give other orders of one fixed pool, see `splits`."""
-    makers = {"meanings": meaning, "arithmetic": arithmetic, "numbers": numbers}
+    makers = {"kinds": kinds, "arithmetic": arithmetic, "numbers": numbers}
     rng, found = random.Random(f"{name} {seed}"), {}
     while len(found) < n:
         item = makers[name](rng)
@@ -39,9 +39,9 @@ def task(name: str, n: int, seed: int) -> list[Item]:
 def splits(name: str, sizes: dict[str, int], seed: int) -> dict[str, list[Item]]:
     """Return disjoint splits of the given sizes; "test" is the same for every seed, the others are not."""
     test = task(name, sizes.get("test", 0), -1)
-    taken = {item.prompt for item in test} | {item.answer for item in test if name == "meanings"}
-    rest = [n for n in sizes if n != "test"]
-    pool = iter([i for i in task(name, 2 * sum(sizes.values()) + 50, seed) if i.prompt not in taken and i.answer not in taken])
+    taken = {item.prompt for item in test}
+    rest = [split for split in sizes if split != "test"]
+    pool = iter([i for i in task(name, 2 * sum(sizes.values()) + 50, seed) if i.prompt not in taken])
     return {"test": test, **{split: [next(pool) for _ in range(sizes[split])] for split in rest}}
 
 
@@ -72,17 +72,12 @@ def numbers(rng: random.Random) -> Item:
 
 
 def arithmetic(rng: random.Random) -> Item:
-    """Return a sum or difference of two numbers below 100."""
-    a, b = rng.randint(2, 99), rng.randint(2, 99)
-    plus = rng.random() < 0.5
-    a, b = (a, b) if plus else (max(a, b), min(a, b))
-    right = a + b if plus else a - b
+    """Return a sum of two numbers from 10 to 99."""
+    a, b = rng.randint(10, 99), rng.randint(10, 99)
     wrong: set[int] = set()
     while len(wrong) < 3:
-        other = right + rng.choice((-20, -10, -3, -2, -1, 1, 2, 3, 10, 20))
-        if other >= 0 and other != right:
-            wrong.add(other)
-    return Item(f"What is {a} {'+' if plus else '-'} {b}?\nAnswer:", f" {right}", shuffled(rng, right, wrong, str))
+        wrong.add(a + b + rng.choice((-10, -3, -2, -1, 1, 2, 3, 10)))
+    return Item(f"Question: What is {a} plus {b}?\nAnswer: {a} + {b} =", f" {a + b}", shuffled(rng, a + b, wrong, str))
 
 
 def shuffled(rng: random.Random, right: int, wrong: set[int], text) -> tuple[str, ...]:
@@ -93,48 +88,53 @@ def shuffled(rng: random.Random, right: int, wrong: set[int], text) -> tuple[str
 
 
 @cache
-def glosses() -> dict[str, list[tuple[str, str]]]:
-    """Return (word, meaning) of nouns by WordNet's lexicographer file: single words of common size, short meanings."""
-    found: dict[str, list[tuple[str, str]]] = {}
-    seen = set()
+def kinds_of_things() -> tuple[tuple[str, str, str], ...]:
+    """Return (lexicographer file, kind, word): nouns in use and what WordNet says they are a kind of.
+
+    Single words only; each first sense's direct hypernym; kinds with at least three such words.
+    """
+    heads, above = {}, {}
     with (WORDNET / "data.noun").open(encoding="utf-8") as lines:
         for line in lines:
             if line.startswith(" "):
                 continue
-            head, _, gloss = line.partition("|")
-            fields = head.split()
-            word, meaning = fields[4], gloss.split(";")[0].strip()
-            senses = int(fields[3], 16)
-            plain = word.isalpha() and word.islower() and 3 <= len(word) <= 9 and word not in seen
-            if plain and senses and 15 <= len(meaning) <= 70 and '"' not in meaning and word not in meaning and word in common():
-                seen.add(word)
-                found.setdefault(fields[1], []).append((word, meaning))
-    return {kind: words for kind, words in found.items() if len(words) >= 20}
+            fields = line.partition("|")[0].split()
+            heads[fields[0]] = (fields[1], fields[4])
+            pointers = fields[5 + 2 * int(fields[3], 16) :]
+            found = [pointers[i + 1] for i in range(0, len(pointers) - 3, 4) if pointers[i] == "@"]
+            above[fields[0]] = found[0] if found else ""
+    first = in_use()
+    groups: dict[tuple[str, str], list[str]] = {}
+    for offset, (file, word) in heads.items():
+        kind = heads.get(above[offset], ("", ""))[1]
+        if first.get(word) == offset and kind in first and kind != word:
+            groups.setdefault((file, kind), []).append(word)
+    return tuple((file, kind, word) for (file, kind), words in sorted(groups.items()) if len(words) >= 3 for word in words)
 
 
 @cache
-def common() -> frozenset[str]:
-    """Return nouns that WordNet's sense-tagged texts hold (their index lists a tagged sense): words in use."""
-    found = set()
+def in_use() -> dict[str, str]:
+    """Return nouns that WordNet's sense-tagged texts hold, with the synset of their first sense."""
+    found = {}
     with (WORDNET / "index.noun").open(encoding="utf-8") as lines:
         for line in lines:
             fields = line.split()
-            if line.startswith(" ") or not fields[0].isalpha():
-                continue
-            n_pointers = int(fields[3])
-            tagged = int(fields[5 + n_pointers])
-            if tagged >= 1:
-                found.add(fields[0])
-    return frozenset(found)
+            if not line.startswith(" ") and fields[0].isalpha() and int(fields[5 + int(fields[3])]) >= 1:
+                found[fields[0]] = fields[6 + int(fields[3])]
+    return found
 
 
-def meaning(rng: random.Random) -> Item:
-    """Return a meaning and four nouns of one kind (the same lexicographer file), one of them meant."""
-    kinds = sorted(glosses())
-    words = glosses()[rng.choice(kinds)]
-    four = rng.sample(words, 4)
-    word, text = four[0]
-    order = [w for w, _ in four]
+def kinds(rng: random.Random) -> Item:
+    """Return a word, what it is a kind of, and three kinds from other lexicographer files."""
+    table = kinds_of_things()
+    file, kind, word = rng.choice(table)
+    wrong: set[str] = set()
+    while len(wrong) < 3:
+        other, name, _ = rng.choice(table)
+        if other != file and name not in (kind, word):
+            wrong.add(name)
+    order = sorted({kind, *wrong})
     rng.shuffle(order)
-    prompt = f"Which word means: {text}?\nOptions: {', '.join(order)}.\nAnswer:"
-    return Item(prompt, f" {word}", tuple(f" {w}" for w in order))
+    a = "an" if word[0] in "aeiou" else "a"
+    prompt = f"Question: What kind of thing is {a} {word}?\nAnswer: {a.capitalize()} {word} is a kind of"
+    return Item(prompt, f" {kind}", tuple(f" {k}" for k in order))
