@@ -297,13 +297,17 @@ def unknown_table() -> str:
 
 
 def anchor_table() -> str:
-    """Return the mean absolute error of the forecasts, in points, and their bias."""
+    """Return the mean absolute error of three forecasts, in points, and the bias of two."""
+    names, cases = ("model", "leave-one-out", "tied"), ("2 to 2", "5 to 5", "5 to 20", "2 to 20")
     rows = []
-    for title, cases in of_sets("anchor").items():
-        for case, got in cases.items():
-            cells = [f"{got[f'{n} error']:.1f} ({got[f'{n} bias']:+.1f})" for n in ("model", "leave-one-out", "tied")]
-            rows.append([title, case, f"{got['true']:.1f}", *cells])
-    return table(["features", "case", "true error, %", "model alone", "leave-one-out", "tied"], rows)
+    for title, found in of_sets("anchor").items():
+        for ways in dict.fromkeys(case.split(" ways")[0] for case in found):
+            got = [found[f"{ways} ways, {case} shots"] for case in cases]
+            cells = [" / ".join(f"{g[f'{n} error']:.1f}" for n in names) for g in got]
+            bias = f"{got[1]['model bias']:+.1f} / {got[1]['tied bias']:+.1f}"
+            rows.append([title, ways, *cells, bias])
+    heads = [f"{case} shots" for case in cases]
+    return table(["features", "ways", *heads, "bias at 5 to 5: alone / tied"], rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -33,9 +33,9 @@ class WithUnknown(Preprocessed):
 
     So at most about `rate` of the queries *of the known classes* are called unknown, on average over supports, when
     classes are about equally spread and queries come from them in proportion to their shots. How many unknown
-    things are found depends on how far away they are; nothing promises it. "nearest" was the best of the three on real
-    features, "distance" is on classes that are round clouds; "margin" is about queries between two classes, and blind
-    to what is far and on one side.
+    things are found depends on how far away they are; nothing promises it. "nearest" was the best of the three on
+    most real features tried, "distance" is on classes that are round clouds; "margin" is about queries between two
+    classes, and blind to what is far and on one side.
 
     For "distance" and "margin", a class with one shot has no leave-one-out, and the two shots of a class with two are
     each other's mirror image and count half each. There must be enough shots: at least 1/rate - 1.
