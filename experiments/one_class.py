@@ -237,7 +237,11 @@ def negative_lists(world: World, parts: Parts, count: int, seed: int) -> dict[st
         found["taxonomy"][target] = clean(label, [world.names[c] for c in order[: 3 * count]], count, source="taxonomy").kept
         found["random"][target] = random_names(label, every, count, rng).kept
     full = [t for t in found["random"] if all(len(found[s][t]) >= 3 for s in SOURCES)]
-    return {s: {t: found[s][t] for t in full} for s in SOURCES}
+    lists = {s: {t: found[s][t] for t in full} for s in SOURCES}
+    near = round(0.6 * count)  # as in the toy world: six confusing names and four unrelated ones
+    lists["mixed"] = {t: found["smollm2"][t][:near] + found["random"][t][: count - near] for t in full}
+    lists["negation"] = {t: (f"not a {world.names[t]}",) for t in full}
+    return lists
 
 
 def real(spec: dict[str, Any]) -> dict[str, Any]:
@@ -245,7 +249,8 @@ def real(spec: dict[str, Any]) -> dict[str, Any]:
     import real_features
 
     world = WORLDS[spec["world"]]()
-    seen: dict[str, list[Evaluation]] = {s: [] for s in (*SOURCES, "negation", "nouns")}
+    asked_of = spec.get("sources", [*SOURCES, "negation", "nouns"])
+    seen: dict[str, list[Evaluation]] = {s: [] for s in asked_of}
     notes: list[dict[str, Any]] = []
     nouns = [n for n in np.random.default_rng(0).permutation(WordNet().nouns())[: spec["nouns"]].tolist()]
     skipped: dict[str, int] = {}
@@ -255,8 +260,8 @@ def real(spec: dict[str, Any]) -> dict[str, Any]:
             lists = negative_lists(world, parts, spec["negatives"], spec["seed"])
             kept = set(lists["random"])
             dropped += sum(t not in kept for t in parts.test_targets)
-            lists["negation"] = {t: (f"not a {world.names[t]}",) for t in kept}
             lists["nouns"] = {t: tuple(nouns) for t in kept}
+            lists = {s: lists[s] for s in asked_of}
             wanted = {world.names[c] for c in {*world.tree.leaves, *kept}}.union(*(n for by in lists.values() for n in by.values()))
             names = sorted(wanted)
             sentence = dict(zip(names, real_features.sentences(names)))
@@ -285,16 +290,18 @@ def real(spec: dict[str, Any]) -> dict[str, Any]:
                 note[source] = chosen
                 seen[source].append(evaluate(both[1], rules))
             notes.append(note)
-            print(f"  repeat {repeat}: {len(asked.questions)} tasks, {note['smollm2']}", flush=True)
+            print(f"  repeat {repeat}: {len(asked.questions)} tasks, {note[asked_of[0]]}", flush=True)
     whole = {s: Evaluation.join(parts) for s, parts in seen.items()}
     return {
         "classes": len(world.tree.leaves), "all_pictures": len(world.labels), "targets": len({*whole["random"].names}),
         "tested_targets_without_enough_names": dropped, "skipped": skipped, "groups": len(set(whole["random"].groups)),
         "calibrations": notes,
         "sources": {s: e.to_json() for s, e in whole.items()},
-        "ordering": {s: orderings(whole[s]) for s in SOURCES},
+        "ordering": {s: orderings(whole[s]) for s in whole if s not in ("negation", "nouns")},
         "confusing_minus_random": {
-            s: {level: between(whole[s], whole["random"], level) for level in world.levels} for s in SOURCES[:-1]
+            s: {level: between(whole[s], whole["random"], level) for level in world.levels}
+            for s in whole
+            if s not in ("random", "negation", "nouns")
         },
     }  # fmt: skip
 
