@@ -27,7 +27,7 @@ LEAST = 8  # examples before a plan may be stopped
 
 
 def likelihood(model: nn.Module, batch: Batch) -> Tensor:
-    """Return each example's mean log-likelihood per learned token, (b,), in nats, higher is better: the default score."""
+    """Return the mean log-likelihood per learned token of each example, (b,), in nats; higher is better."""
     return -completion_losses(model, batch)
 
 
