@@ -277,7 +277,7 @@ def bound_table() -> str:
         ])  # fmt: skip
     head = ("format", "scalars", "to LoRA (at most 1.6)", "to full (at most 0.8)", "bytes held a scalar", "20 bytes a scalar + largest gradient, MB",
             "measured extra, MB", "rows with a chosen entry", "CPU s of the selection")  # fmt: skip
-    return table(head, rows)
+    return table(head, rows) if rows else ""
 
 
 def product_table() -> str:
@@ -289,4 +289,16 @@ def product_table() -> str:
     return table(("format", "chosen", "dense, ms", "rows (as many, in whole rows), ms", "entries, ms"), rows)
 
 
-TABLES = {"gallop_step": step_table, "gallop_bounds": bound_table, "gallop_products": product_table}
+def measured(make: Callable[[], str]) -> Callable[[], str]:
+    """Return the table, or a sentence while there is no result."""
+
+    def run() -> str:
+        try:
+            return make() or "Not measured."
+        except FileNotFoundError:
+            return "Not measured."
+
+    return run
+
+
+TABLES = {"gallop_step": measured(step_table), "gallop_bounds": measured(bound_table), "gallop_products": measured(product_table)}
