@@ -88,13 +88,16 @@ class Requests:
     inputs: Array  # (n, H, W, C), the integers of the input buffer
 
     def __post_init__(self) -> None:
-        lengths = {len(self.what), len(self.labels), len(self.inputs)}
-        if len(lengths) > 1 or not len(self.what):
-            raise DataError(
-                f"a stream has {len(self.what)} requests, {len(self.labels)} labels, {len(self.inputs)} inputs"
-            )
-        if not np.isin(self.what, range(4)).all():
+        what, labels, inputs = np.asarray(self.what), np.asarray(self.labels), np.asarray(self.inputs)
+        if not len(what) or len({len(what), len(labels), len(inputs)}) > 1:
+            raise DataError(f"a stream has {len(what)} requests, {len(labels)} labels, {len(inputs)} inputs")
+        if not np.isin(what, range(4)).all():
             raise DataError(f"requests are 0..3 ({', '.join(WHATS)}); the stream has others")
+        if labels.dtype.kind not in "iu":
+            raise DataError(f"labels are {labels.dtype}; give the number of each class")
+        object.__setattr__(self, "what", what.astype(np.uint8))
+        object.__setattr__(self, "labels", labels.astype(np.int32))
+        object.__setattr__(self, "inputs", inputs)
 
     @staticmethod
     def test_then_learn(inputs: npt.ArrayLike, labels: npt.ArrayLike) -> Requests:
@@ -191,6 +194,8 @@ def deploy_learner(
     """
     from thrifty.deploy.c.emit import emit
 
+    if vectors < 1:
+        raise KnobError(f"deploy_learner needs at least one request for the self-test, not {vectors}")
     chosen, folder = _target(target), Path(folder)
     expected = replay(learner, requests)
     try:

@@ -339,9 +339,15 @@ def test_learners_that_do_not_fit_are_refused_with_all_reasons():
 def test_bad_streams_are_refused(tmp_path):
     x = np.zeros((3, 1, 1, 9), np.uint8)
     with pytest.raises(DataError, match="3 requests, 2 labels, 3 inputs"):
-        Requests(np.zeros(3, np.uint8), np.zeros(2), x)
+        Requests(np.zeros(3, np.uint8), [0, 0], x)
     with pytest.raises(DataError, match=r"requests are 0\.\.3"):
-        Requests(np.full(3, 7), np.zeros(3), x)
+        Requests([7, 0, 0], [0, 0, 0], x)
+    with pytest.raises(DataError, match="labels are <U3"):
+        Requests([0, 0, 0], ["cat", "dog", "owl"], x)
+    with pytest.raises(KnobError, match="at least one request"):
+        deploy_learner(Learner.alone(CASES["sums"]), tmp_path / "c", Requests([0, 0, 0], [0, 0, 0], x), vectors=0)
+    with pytest.raises(DataError, match="shape"):
+        replay(Learner.alone(CASES["bits"]), Requests([0, 0, 0], [0, 0, 0], x))
     emit(little_network(), tmp_path / "plain")
     with pytest.raises(DataError, match="has no learner"):
         carry_out(build(tmp_path / "plain", "cortex-m4"), Requests.test_then_learn(*images(2, 2)))
