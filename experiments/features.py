@@ -266,7 +266,7 @@ def walk_facts() -> str:
 
 def crops_table() -> str:
     """Return accuracy with and without crops."""
-    found = result("features_crops")["accuracy"]
+    found = {**result("features_crops_08")["accuracy"], **result("features_crops_35")["accuracy"]}
     shots = list(next(iter(found.values())))
     rows = []
     for name, values in found.items():
