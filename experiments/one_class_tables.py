@@ -15,6 +15,14 @@ SPECIFICATION = {  # specs/fewshot.md 3f.5: one world
 }
 
 
+LEVELS = ("same subcategory", "same category", "other category", "siblings", "2 steps", "3-4 steps", "5 or more")
+
+
+def in_order(by_level: dict[str, Any]) -> dict[str, Any]:
+    """Return levels from near to far."""
+    return {level: by_level[level] for level in LEVELS if level in by_level}
+
+
 def points(pair: list[float]) -> str:
     """Return a mean and its half width in points."""
     return f"{100 * pair[0]:.1f} ± {100 * pair[1]:.1f}"
@@ -59,7 +67,7 @@ def answers_table() -> str:
 def methods_table(world: str, split: str, source: str = "smollm2") -> str:
     """Macro F1 of every rule by level."""
     r = tables.result(f"one_class_{world}_{split}")
-    levels = r["sources"][source]["levels"]
+    levels = in_order(r["sources"][source]["levels"])
     rows = [[m, *(points(v["macro_f1"][m]) for v in levels.values())] for m in SHOWN]
     return tables.table(["rule", *(f"{n} ({v['tasks']} tasks)" for n, v in levels.items())], rows)
 
@@ -69,9 +77,9 @@ def ordering_table(world: str, split: str) -> str:
     r = tables.result(f"one_class_{world}_{split}")
     rows = []
     for source, title in SOURCES.items():
-        found = r["ordering"][source]
+        found = in_order(r["ordering"][source])
         rows += [[title, name, *(gap(by[name]) for by in found.values())] for name in next(iter(found.values()))]
-    return tables.table(["negatives", "difference", *r["ordering"]["random"]], rows)
+    return tables.table(["negatives", "difference", *in_order(r["ordering"]["random"])], rows)
 
 
 def sources_table(world: str, split: str) -> str:
@@ -80,8 +88,8 @@ def sources_table(world: str, split: str) -> str:
     rows = []
     for source, title in {**SOURCES, "negation": 'negation ("not a X")', "nouns": "500 nouns of WordNet"}.items():
         for method in ("ANP",) if source == "negation" else ("softmax",) if source == "nouns" else ("max-negative", "ANP", "ANP+FT"):
-            rows.append([title, method, *(points(v["macro_f1"][method]) for v in r["sources"][source]["levels"].values())])
-    return tables.table(["negatives", "rule", *r["sources"]["random"]["levels"]], rows)
+            rows.append([title, method, *(points(v["macro_f1"][method]) for v in in_order(r["sources"][source]["levels"]).values())])
+    return tables.table(["negatives", "rule", *in_order(r["sources"]["random"]["levels"])], rows)
 
 
 def confusing_table() -> str:
@@ -90,9 +98,22 @@ def confusing_table() -> str:
     for world, title in WORLDS.items():
         r = tables.result(f"one_class_{world}_classes")
         for source, by in r["confusing_minus_random"].items():
-            for level, methods in by.items():
+            for level, methods in in_order(by).items():
                 rows.append([title, SOURCES[source], level, *(gap(methods[m]) for m in ("max-negative", "ANP", "ANP+FT"))])
     return tables.table(["world", "negatives instead of random names", "level", "max-negative", "ANP", "ANP+FT"], rows)
+
+
+def mixed_table() -> str:
+    """Six names of the model and four random ones, as in the toy world: macro F1 and differences."""
+    rows = []
+    for world, title in WORLDS.items():
+        r = tables.result(f"one_class_{world}_mixed")
+        levels, gaps = in_order(r["sources"]["mixed"]["levels"]), r["ordering"]["mixed"]
+        for level, v in levels.items():
+            shown = (points(v["macro_f1"][m]) for m in ("FT", "max-negative", "ANP raw", "ANP", "ANP+FT"))
+            rows.append([title, level, *shown, *(gap(gaps[level][d]) for d in ("ANP - FT", "ANP - max-negative", "ANP+FT - ANP"))])
+    head = ["world", "level", "FT", "max-negative", "ANP raw", "ANP", "ANP+FT", "ANP - FT", "ANP - max-negative", "ANP+FT - ANP"]
+    return tables.table(head, rows)
 
 
 def auroc_table() -> str:
@@ -100,7 +121,8 @@ def auroc_table() -> str:
     rows = []
     for world, title in WORLDS.items():
         for split in ("classes", "branches"):
-            for level, v in tables.result(f"one_class_{world}_{split}")["sources"]["smollm2"]["levels"].items():
+            levels = in_order(tables.result(f"one_class_{world}_{split}")["sources"]["smollm2"]["levels"])
+            for level, v in levels.items():
                 shown = (v["auroc"][m] for m in ("FT", "max-negative", "ANP", "ANP+FT"))
                 rows.append([title, split, level, v["tasks"], *(points(i) for i in shown)])
     return tables.table(["world", "split by", "level", "tasks", "x.t", "max-negative", "ANP", "ANP+FT"], rows)
@@ -137,7 +159,7 @@ def levels_picture() -> str:
     with plt.rc_context({"svg.hashsalt": "thrifty", "font.size": 9, "svg.fonttype": "path"}):
         figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True, layout="constrained")
         for axis, (world, title) in zip(axes, WORLDS.items()):
-            levels = tables.result(f"one_class_{world}_classes")["sources"]["smollm2"]["levels"]
+            levels = in_order(tables.result(f"one_class_{world}_classes")["sources"]["smollm2"]["levels"])
             for i, method in enumerate(("FT", "max-negative", "ANP", "ANP+FT", "oracle threshold")):
                 pairs = [v["macro_f1"][method] for v in levels.values()]
                 places = [p + 0.05 * (i - 2) for p in range(len(pairs))]
@@ -169,6 +191,7 @@ TABLES = {
     "one_class_imagenet_sources": lambda: sources_table("imagenet", "classes"),
     "one_class_confusing": confusing_table,
     "one_class_auroc": auroc_table,
+    "one_class_mixed": mixed_table,
 }
 PICTURES = (
     {"one_class_levels.svg": levels_picture}
