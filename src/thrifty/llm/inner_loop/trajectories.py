@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.errors import KnobError
-from thrifty.llm.families import Parts, first_tensor, parts_of
+from thrifty.llm.families import Parts, parts_of
 from thrifty.llm.inner_loop.looping import Looped, loop
 from thrifty.llm.inner_loop.plan import Plan
 from thrifty.llm.loading import Batch
+from thrifty.llm.streams import stream_states
 
 Array = npt.NDArray[np.float64]
 
@@ -49,12 +50,12 @@ def trajectory(model: nn.Module, batch: Batch, plan: Plan | None = None) -> Traj
     if getattr(model, "_thrifty_inner_loop", None) is not None:
         raise KnobError("the model is looped already; call unloop() and give the plan to trajectory")
     parts = parts_of(model)
-    _, final = _follow(parts, batch)
+    _, final = stream_states(parts, batch.inputs())
     if plan is None:
-        states, _ = _follow(parts, batch)
+        states, _ = stream_states(parts, batch.inputs())
         return _measured(parts, batch, states, final, tuple(range(len(parts.blocks))), None)
     with loop(model, plan) as looped:
-        states, _ = _follow(parts, batch)
+        states, _ = stream_states(parts, batch.inputs())
     return _measured(parts, batch, states, final, tuple(looped.order), looped)
 
 
@@ -65,28 +66,6 @@ def plane(base: Trajectory, *others: Trajectory) -> list[Array]:
     axes = np.linalg.svd(points - centre, full_matrices=False)[2][:2]
     axes = axes * np.sign(axes[np.arange(2), np.abs(axes).argmax(axis=1)])[:, None]  # the sign of an axis is arbitrary
     return [(t.last_states - centre) @ axes.T for t in (base, *others)]
-
-
-def _follow(parts: Parts, batch: Batch) -> tuple[list[Tensor], Tensor]:
-    """Return the states behind every block, embedding first, (b, t, d) float32, and the final logits (b, t, v)."""
-    states: list[Tensor] = []
-
-    def enter(_module: nn.Module, args: Any, kwargs: Any) -> None:
-        states.append((args[0] if args else kwargs["hidden_states"]).detach())
-
-    def leave(_module: nn.Module, _args: Any, output: Any) -> None:
-        states.append(first_tensor(output).detach())
-
-    blocks = parts.blocks
-    hooks = [blocks[0].register_forward_pre_hook(enter, with_kwargs=True)]
-    hooks += [block.register_forward_hook(leave) for block in blocks]
-    try:
-        with torch.inference_mode():
-            logits: Tensor = parts.model(**batch.inputs(), use_cache=False).logits
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return states, logits
 
 
 def _measured(

@@ -1,0 +1,80 @@
+"""What every position decodes to at every depth, as a table that one can read: a self-contained HTML page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thrifty.errors import DataError
+from thrifty.llm.families import parts_of
+from thrifty.llm.streams import stream_states
+
+STYLE = """body{font:14px/1.4 system-ui,sans-serif;margin:2em;color:#1a1a1a;background:#fff}
+table{border-collapse:collapse;font:12px/1.3 ui-monospace,monospace}
+td,th{border:1px solid #ddd;padding:2px 5px;text-align:center;white-space:pre;max-width:9em;overflow:hidden}
+th{background:#f4f4f4;position:sticky;top:0}.in{background:#fde0c8}.out{background:#cfe3f7}.both{background:#e2d6ee}
+.same{background:#d9efd9}p{max-width:60em}"""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The likeliest token of the lens for every depth and position of one text."""
+
+    tokens: tuple[str, ...]  # (t,) the text
+    decoded: tuple[tuple[str, ...], ...]  # (K + 1, t)
+    matches: tuple[tuple[str, ...], ...]  # (K + 1, t): "in", "out", "both", "same" as the final prediction, or ""
+
+    def to_html(self, title: str = "Decoding trajectory") -> str:
+        """Return one page without scripts and links; the deepest row is on top."""
+        head = "".join(f"<th>{_shown(t)}</th>" for t in self.tokens)
+        rows = []
+        for depth in range(len(self.decoded) - 1, -1, -1):
+            cells = "".join(
+                f'<td class="{kind}">{_shown(word)}</td>' if kind else f"<td>{_shown(word)}</td>"
+                for word, kind in zip(self.decoded[depth], self.matches[depth], strict=True)
+            )
+            rows.append(f"<tr><th>{depth}</th>{cells}</tr>")
+        words = (
+            "<p>Each cell: the likeliest token at that depth (0: what enters the first block). "
+            '<span class="in">the token itself</span>, <span class="out">the next token</span>, '
+            '<span class="both">both</span>, <span class="same">what the model finally predicts</span>.</p>'
+        )
+        return (
+            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+            f"<h1>{escape(title)}</h1>{words}<table><tr><th>depth</th>{head}</tr>{''.join(rows)}</table></html>\n"
+        )
+
+
+def trace(model: nn.Module, ids: Tensor, tokenizer: Any) -> Trace:
+    """Return what each position of a text decodes to at each depth.
+
+    ids: (t,), t >= 2. tokenizer: anything with decode([id]) -> text. The last position has no next token.
+    """
+    if ids.dim() != 1 or len(ids) < 2:
+        raise DataError(f"ids has shape {tuple(ids.shape)}; a trace needs one text of at least two tokens, (t,)")
+    parts = parts_of(model)
+    states, logits = stream_states(parts, {"input_ids": ids[None]})
+    final = logits[0].argmax(-1).tolist()
+    here, after = ids.tolist(), [*ids[1:].tolist(), None]
+    decoded, matches = [], []
+    for state in states:
+        with torch.inference_mode():
+            best = parts.logits(state)[0].argmax(-1).tolist()
+        decoded.append(tuple(tokenizer.decode([i]) for i in best))
+        matches.append(tuple(_kind(*found) for found in zip(best, here, after, final, strict=True)))
+    return Trace(tuple(tokenizer.decode([i]) for i in here), tuple(decoded), tuple(matches))
+
+
+def _kind(found: int, here: int, after: int | None, final: int) -> str:
+    if found == here:
+        return "both" if found == after else "in"
+    return "out" if found == after else "same" if found == final else ""
+
+
+def _shown(word: str) -> str:
+    """Return a token for HTML with its blanks visible."""
+    return escape(word.replace(" ", "\u2423").replace("\n", "\u23ce").replace("\t", "\u21e5") or "\u2205")
