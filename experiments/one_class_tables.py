@@ -169,7 +169,7 @@ def levels_picture() -> str:
             axis.set_xticklabels(list(levels), rotation=15)
             axis.grid(alpha=0.3)
         axes[0].set_ylabel("macro F1, %")
-        axes[0].legend(frameon=False, fontsize=8)
+        axes[1].legend(frameon=False, fontsize=8, loc="upper left")
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
         plt.close(figure)
