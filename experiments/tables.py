@@ -2,7 +2,7 @@
 
 `python experiments/tables.py` writes; `python experiments/tables.py --check` fails when what is written is not what the
 results say (of pictures, whose bytes differ between versions of matplotlib, only that they are there). A page of docs/ (or README.md) holds `<!-- table: NAME -->` ... `<!-- /table -->`; NAME is a key of `TABLES` in
-some module of this folder, a function that returns Markdown. `PICTURES` (file name -> function that returns SVG text) go to
+some module of this folder, a function that returns Markdown. A table without its result says "Not measured." `PICTURES` (file name -> function that returns SVG text) go to
 docs/pictures/.
 """
 
@@ -229,10 +229,10 @@ def filled(text: str, tables: dict[str, Callable[[], str]], page: str, problems:
             problems.append(f"{page}: no table '{match[2]}' in any module of experiments/")
             return match[0]
         try:
-            return f"{match[1]}\n{tables[match[2]]().strip()}\n\n{match[3]}"
-        except FileNotFoundError as err:
-            problems.append(f"{page}: table '{match[2]}' has no result {err.filename}")
-            return match[0]
+            content = tables[match[2]]().strip()
+        except FileNotFoundError:  # an experiment that was not run
+            content = "Not measured."
+        return f"{match[1]}\n{content}\n\n{match[3]}"
 
     return BLOCK.sub(block, text)
 
