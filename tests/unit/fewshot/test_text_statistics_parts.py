@@ -285,6 +285,16 @@ def test_closed_alpha_is_the_bayesian_weight(small):
     )
 
 
+def test_a_constant_feature_has_a_weight_too(small):
+    _, base, held, _ = small
+    base, held = (
+        NamedFeatures(np.c_[p.features, np.full(len(p.labels), 2.0)], p.labels, p.texts) for p in (base, held)
+    )
+    found = closed_alpha(learn_statistics(base, held), np.array([0, 3]), np.ones(25), per_dimension=True)
+    assert np.isfinite(found).all()
+    assert (found[0] == 1).all()
+
+
 def test_preparation_is_learned_on_base_classes_only(small):
     _, base, held, _ = small
     learned = learn_statistics(base, held, preprocess="ME", components=5)

@@ -74,7 +74,8 @@ def closed_alpha(
     noise, error = importance * statistics.within, importance * statistics.error
     if not per_dimension:
         noise, error = noise.sum(keepdims=True), error.sum(keepdims=True)
-    error = np.maximum(error, 1e-9 * noise + 1e-300)
+    noise = np.maximum(noise, 1e-300)  # a constant feature: text where there are no shots, else shots
+    error = np.maximum(error, 1e-9 * noise)
     # multiplied by k: no division by zero shots
     found: Array = noise / (noise + counts[:, None] * error)
     return found
