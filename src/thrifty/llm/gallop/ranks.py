@@ -34,5 +34,11 @@ class Ranks:
 
     def add(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over the processes."""
-        if self.count > 1:
+        if self.count < 2:
+            return
+        if dist.get_backend() == "nccl" and tensor.device.type == "cpu":  # nccl takes tensors of GPUs only
+            there = tensor.cuda()
+            dist.all_reduce(there)
+            tensor.copy_(there)
+        else:
             dist.all_reduce(tensor)
