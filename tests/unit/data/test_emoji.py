@@ -55,7 +55,7 @@ def test_only_picks_in_the_order_asked(packages):
 
 
 def test_what_is_not_there_is_named(packages, monkeypatch):
-    with pytest.raises(NoMatch, match="did you mean|close"):
+    with pytest.raises(NoMatch, match=r"did you mean|close"):
         emoji.load("aple")
     with pytest.raises(DataError, match=r"emoji-datasource-google.*npm install"):
         emoji.load("google")
