@@ -11,15 +11,15 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tables import percent, result, table
 from torch import Tensor, nn
-from train import HERE, interval, task_named, task_of, trained
+from train import HERE, task_named, task_of, trained
 
 from thrifty.compress import TECHNIQUES, compress
 from thrifty.objectives import (
@@ -54,11 +54,11 @@ class Cells:
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         self.known: dict[str, Any] = dict(json.loads(line) for line in lines)
 
-    def get(self, key: str, compute: Callable[[], Any]) -> Any:
-        """Return the piece of this name, computed now if it is not known."""
+    def get(self, key: str, compute: Callable[..., Any], *arguments: Any) -> Any:
+        """Return the piece of this name: compute(*arguments), now if it is not known."""
         if key not in self.known:
             start = time.monotonic()
-            value = compute()
+            value = compute(*arguments)
             value = json.loads(json.dumps({**value, "seconds": round(time.monotonic() - start, 2)}))
             self.path.parent.mkdir(exist_ok=True)
             with open(self.path, "a") as file:
@@ -85,7 +85,12 @@ def recovery(spec: dict[str, Any], name: str) -> dict[str, Any]:
                     found = [
                         cells.get(
                             f"{network} / {recipe} / {how} / step x{factor} / seed {seed}",
-                            lambda: _recovered(model, replace(task, seed=seed), _scaled(steps, factor), spec, how),
+                            _recovered,
+                            model,
+                            replace(task, seed=seed),
+                            _scaled(steps, factor),
+                            spec,
+                            how,
                         )
                         for seed in spec["seeds"]
                     ]
@@ -126,11 +131,12 @@ def student(spec: dict[str, Any], name: str) -> dict[str, Any]:
     where = RUNS / f"{name}.teacher.safetensors"
     show = _shower(f"{name} teacher")
     task.fit(teacher, seed=spec["teacher_seed"], progress=show, checkpoint=where, **spec["teacher_fit"])
-    found: dict[str, Any] = {"teacher": cells.get("teacher", lambda: _judged(task, teacher, teacher)), "students": []}
-    frozen = Teacher(teacher)
+    theirs = task.outputs(teacher, "test").argmax(1)
+    frozen = Teacher(Remembered(teacher, task.train.x, spec["remember"]) if "remember" in spec else teacher)
+    found: dict[str, Any] = {"teacher": cells.get("teacher", _judged, task, teacher, theirs), "students": []}
     for how in spec["objectives"]:
         runs = [
-            cells.get(f"{how} / seed {seed}", lambda: _student(task, frozen, spec, how, seed)) for seed in spec["seeds"]
+            cells.get(f"{how} / seed {seed}", _student, task, frozen, theirs, spec, how, seed) for seed in spec["seeds"]
         ]
         found["students"].append({"objective": how, "runs": runs})
     sizes = {"teacher": teacher, "student": _made(spec["student"], 0)}
@@ -139,30 +145,77 @@ def student(spec: dict[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
+class Remembered(nn.Module):
+    """A teacher that saw every training row once, for students that train on them unchanged: same numbers, less time.
+
+    It is its own copy. Rows that it does not know, such as augmented ones, are a KeyError.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, places: list[str]) -> None:
+        """Run the model on x: (n, ...) and keep outputs and what passes the places, which `watching` then shows."""
+        super().__init__()
+        self.model = model.eval()
+        self.rows = {row.numpy().tobytes(): i for i, row in enumerate(x)}
+        with torch.no_grad():
+            seen = [look(model, part, places) for part in torch.split(x, 128)]
+        self.output = torch.cat([s.output for s in seen])
+        self.at = {place: torch.cat([s.at[place] for s in seen]) for place in places}
+        self.asked: list[int] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Remembered:
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs for known rows."""
+        self.asked = [self.rows[row.numpy().tobytes()] for row in x]
+        return self.output[self.asked]
+
+    @contextmanager
+    def watching(self, places: list[str], x: Tensor) -> Iterator[dict[str, Tensor]]:
+        """Show what passed the places (see objectives.features.RunsGraph)."""
+        shown: dict[str, Tensor] = {}
+        yield shown
+        shown.update({place: self.at[place][self.asked] for place in places})
+
+
 def _few(task: Task, spec: dict[str, Any]) -> Task:
-    """Return the task with at most `train_rows` training and `test_rows` test examples."""
+    """Return the task with at most `train_rows` training and `test_rows` test examples, standardised if that is asked."""
     fewer = task.limited(spec["train_rows"]) if spec.get("train_rows") else task
     test = task.limited(spec["test_rows"]).test if spec.get("test_rows") else task.test
-    return Task(
-        fewer.train, task.validation, test, name=task.name, seed=task.seed, classes=task.classes, info=task.info
+    assert test is not None
+    train, validation, test = (
+        Split(_standard(s.x), s.y) if spec.get("standardise") else s for s in (fewer.train, task.validation, test)
     )
+    return Task(train, validation, test, name=task.name, seed=task.seed, classes=task.classes, info=task.info)
 
 
-def _student(task: Task, teacher: Teacher, spec: dict[str, Any], how: str, seed: int) -> dict[str, Any]:
+def _standard(x: Tensor) -> Tensor:
+    """Return every picture less its own mean, over its own deviation."""
+    return (x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True)
+
+
+def _student(
+    task: Task, teacher: Teacher, theirs: np.ndarray, spec: dict[str, Any], how: str, seed: int
+) -> dict[str, Any]:
     model = _made(spec["student"], seed)
     taught = _taught(task, teacher, spec, how)
     taught.fit(model, seed=seed, progress=_shower(f"{how} seed {seed}"), **spec["student_fit"])
-    return _judged(task, model, teacher)
+    return _judged(task, model, theirs)
 
 
-def _judged(task: Task, model: nn.Module, teacher: nn.Module) -> dict[str, Any]:
-    """Return scores, and the share of test rows on which both say the same: all, teacher right, teacher wrong."""
+def _judged(task: Task, model: nn.Module, theirs: np.ndarray) -> dict[str, Any]:
+    """Return scores, and the share of test rows on which the teacher says the same: all, teacher right, teacher wrong.
+
+    theirs: the classes that the teacher gives, (n,).
+    """
     assert task.test is not None
-    mine, theirs = (task.outputs(m, "test").argmax(1) for m in (model, teacher))
+    outputs = task.outputs(model, "test")
+    mine = outputs.argmax(1)
     right, same = theirs == task.test.y.numpy(), mine == theirs
     shares = {"all": same, "teacher_right": same[right], "teacher_wrong": same[~right]}
     agreement = {k: round(float(v.mean()), 5) if len(v) else None for k, v in shares.items()}
-    return {**_scores(task, model), "agreement": agreement}
+    scores = {"validation": task.score(model), "test": task.score_outputs(outputs, "test")}
+    return {**{k: round(v, 5) for k, v in scores.items()}, "agreement": agreement}
 
 
 def _made(options: dict[str, Any], seed: int) -> nn.Module:
@@ -182,7 +235,7 @@ def smoothness(spec: dict[str, Any], name: str) -> dict[str, Any]:
     """Train one network with cross-entropy and with the smoothness loss; accuracy on clean and corrupted test rows."""
     task, cells, found = _few(task_of(spec), spec), Cells(name), []
     for how in spec["objectives"]:
-        runs = [cells.get(f"{how} / seed {seed}", lambda: _smooth(task, spec, how, seed)) for seed in spec["seeds"]]
+        runs = [cells.get(f"{how} / seed {seed}", _smooth, task, spec, how, seed) for seed in spec["seeds"]]
         found.append({"objective": how, "runs": runs})
     return {"trained": found, "examples": {s: len(task.split(s)) for s in ("train", "validation", "test")}}
 
@@ -259,64 +312,73 @@ class _Look(OnePass):
 
 
 def overhead(spec: dict[str, Any], name: str) -> dict[str, Any]:
-    """Time training steps, CPU time of one thread: rounds over all objectives, the quartile of each."""
+    """Time training steps in CPU time of one thread.
+
+    Each round takes a step with cross-entropy, one that also looks at the features of model and teacher, and one that
+    compares them; what comparing adds is the median, over rounds, of the difference of the last two.
+    """
     torch.manual_seed(spec["seed"])
     model, teacher = create(**spec["model"]).train(), Teacher(create(**spec["model"]))
-    x = torch.randn(spec["batch"], *model.input_shape)
-    y = torch.arange(spec["batch"]) % 10
-    steps = dict(_steps(spec, teacher))
+    x, y = torch.randn(spec["batch"], *model.input_shape), torch.arange(spec["batch"]) % 10
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    times: dict[str, list[float]] = {k: [] for k in steps}
-    graphs: dict[str, list[float]] = {k: [] for k in steps}
-    for _ in range(spec["rounds"]):
-        for key, objective in steps.items():
-            start = time.process_time()
-            loss = objective.loss(model, x, y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            times[key].append(time.process_time() - start)
-            graphs[key].append(_teachers_side(objective, teacher, x))
-    middle = {k: statistics.quantiles(v, n=4)[0] for k, v in times.items()}
-    plain, rows = middle["cross-entropy"], []
-    for key in spec["objectives"]:
-        base = middle.get(f"{key}: looked at only", plain)
-        side = statistics.quantiles(graphs[key], n=4)[0]
-        rows.append({
-            "objective": key,
-            "step_ms": round(1e3 * middle[key], 2),
-            "added": round((middle[key] - base) / plain, 4),
-            "of_which_teachers_graph": round(side / plain, 4),
-            "teachers_pass": round((base - plain) / plain, 4),
-        })  # fmt: skip
-    return {"cross_entropy_ms": round(1e3 * plain, 2), "objectives": rows, "rounds": spec["rounds"]}
+    own, plain, rows = CrossEntropy(), [], []
 
+    def step(objective: WeightedSum) -> float:
+        start = time.process_time()
+        loss = objective.loss(model, x, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return time.process_time() - start
 
-def _steps(spec: dict[str, Any], teacher: Teacher) -> Iterator[tuple[str, WeightedSum]]:
-    own = CrossEntropy()
-    yield "cross-entropy", WeightedSum({own: 1.0})
     for key, given in spec["objectives"].items():
-        knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-        kind = MEASURED[knobs.pop("name")]
-        made = kind(**knobs) if kind is GraphSmoothness else kind(teacher, **knobs)
-        if kind is not GraphSmoothness:
-            yield f"{key}: looked at only", WeightedSum({own: 1.0, _Look(made): 1.0})  # type: ignore[dict-item]
-        yield key, WeightedSum({own: 1.0, made: 1.0})
+        made = _measured(given, teacher)
+        both = [WeightedSum({own: 1.0, o: 1.0}) for o in (_Look(made), made)]
+        rounds = [
+            (step(WeightedSum({own: 1.0})), step(both[0]), step(both[1]), _teachers_side(made, teacher, x))
+            for _ in range(spec["rounds"])
+        ]
+        plain += [r[0] for r in rounds]
+        rows.append((key, rounds))
+    whole = statistics.median(plain)
+    return {
+        "cross_entropy_ms": round(1e3 * whole, 2),
+        "rounds": spec["rounds"],
+        "objectives": [{"objective": key, **_shares(rounds, whole)} for key, rounds in rows],
+    }
 
 
-MEASURED = {
+def _shares(rounds: list[tuple[float, float, float, float]], whole: float) -> dict[str, Any]:
+    """Return, as shares of a plain step, what comparing adds (median and quartiles) and what the teacher costs."""
+    added = sorted((full - looked) / whole for _, looked, full, _ in rounds)
+    low, middle, high = statistics.quantiles(added, n=4)
+    return {
+        "added": round(middle, 4),
+        "quartiles": [round(low, 4), round(high, 4)],
+        "teachers_graph": round(statistics.median(r[3] for r in rounds) / whole, 4),
+        "teachers_pass": round(statistics.median(r[1] - r[0] for r in rounds) / whole, 4),
+    }
+
+
+def _measured(given: dict[str, Any], teacher: Teacher) -> OnePass:
+    knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    kind = MEASURED[knobs.pop("name")]
+    made: OnePass = kind(**knobs) if kind is GraphSmoothness else kind(teacher, **knobs)
+    return made
+
+
+MEASURED: dict[str, Any] = {
     "graph_distillation": GraphDistillation,
     "relational_distillation": RelationalDistillation,
     "graph_smoothness": GraphSmoothness,
 }
 
 
-def _teachers_side(objective: WeightedSum, teacher: Teacher, x: Tensor) -> float:
-    """Return the seconds in which the goals are computed that depend on the teacher alone."""
+def _teachers_side(term: OnePass, teacher: Teacher, x: Tensor) -> float:
+    """Return the seconds in which the goals are computed that depend on the teacher alone, a part of comparing."""
     from thrifty.objectives.graph_distillation import similarity_graph
     from thrifty.objectives.relational_distillation import relative_distances
 
-    term = objective.pairs[-1][0]
     if not isinstance(term, (GraphDistillation, RelationalDistillation)):
         return 0.0
     places = term.places(teacher.model)[term.teacher]
@@ -412,7 +474,7 @@ def student_table() -> str:
 
 def smoothness_table() -> str:
     """Return clean accuracy and accuracy under corruption, averaged over seeds."""
-    found = result("objective_smoothness_gtsrb")
+    found = result("objective_smoothness_cifar10")
     kinds, rows = found["spec"]["corruptions"], []
     for entry in found["trained"]:
         for head in (k for k in entry["runs"][0] if k != "seconds"):
@@ -428,13 +490,15 @@ def overhead_table() -> str:
     found = result("objective_overhead")
     rows = [
         [
-            r["objective"], f"{r['step_ms']:.0f} ms", f"{100 * r['added']:.1f} %",
-            f"{100 * r['of_which_teachers_graph']:.1f} %", f"{100 * r['teachers_pass']:.1f} %",
+            r["objective"], f"{100 * r['added']:.1f} ({100 * r['quartiles'][0]:.1f}–{100 * r['quartiles'][1]:.1f})",
+            f"{100 * (r['added'] - r['teachers_graph']):.1f}", f"{100 * r['teachers_graph']:.1f}",
+            f"{100 * r['teachers_pass']:.1f}",
         ]
         for r in found["objectives"]
     ]  # fmt: skip
-    head = ("objective", "step", "added by comparing", "of which the teacher's side", "the teacher's forward pass")
-    return table(head, [["cross-entropy", f"{found['cross_entropy_ms']:.0f} ms", "–", "–", "–"], *rows])
+    step = f"% of a step with cross-entropy ({found['cross_entropy_ms']:.0f} ms)"
+    head = (step, "comparing (quartiles)", "of which student", "of which teacher", "besides: the teacher's pass")
+    return table(head, rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {

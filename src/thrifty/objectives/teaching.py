@@ -25,6 +25,8 @@ TAUGHT: dict[str, tuple[Any, float]] = {
     "graph_distillation": (GraphDistillation, 25.0),
     "relational_distillation": (RelationalDistillation, 25.0),
 }
+# Knobs of recovery training, unless it says otherwise: measured, see docs/objectives/teacher.md.
+RECOVERY: dict[str, dict[str, Any]] = {"distillation": {"temperature": 2.0}}
 TRIED = 4  # training rows on which a teacher is tried before any work
 
 
@@ -66,7 +68,7 @@ class Teaching:
     teacher: nn.Module | None = field(default=None, repr=False)  # None = the float model before its compression
     objective: str = "distillation"  # one of TAUGHT
     weight: float | None = None  # beside the task's own objective; None = as in with_teacher
-    knobs: Mapping[str, Any] = field(default_factory=dict)  # of the objective
+    knobs: Mapping[str, Any] = field(default_factory=dict)  # of the objective; distillation: temperature 2 by default
     compare: bool = True  # train without the teacher too, say what it bought, and keep what scores higher
 
     @property
@@ -84,7 +86,8 @@ class Teaching:
         if self.teacher is None and (not task.classes or task.objective is not None):
             return None
         teacher = model if self.teacher is None else self.teacher
-        taught = with_teacher(task, teacher, self.objective, self.weight, **self.knobs)
+        knobs = {**RECOVERY.get(self.objective, {}), **self.knobs}
+        taught = with_teacher(task, teacher, self.objective, self.weight, **knobs)
         modes = {m: m.training for m in model.modules()}
         device = next((t.device for t in model.parameters()), task.train.x.device)
         assert taught.objective is not None

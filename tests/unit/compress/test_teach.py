@@ -52,7 +52,7 @@ def test_the_float_model_teaches_what_comes_after_the_first_trainings():
 def test_the_teacher_is_the_float_model_that_the_first_trainings_made(net, task):
     """With the whole weight on the teacher, the result is nearer to the trained model than to the given one."""
     begun = Train(epochs=3, lr=0.05).edit(net, task)
-    direct = PRUNE.edit(begun, with_teacher(task, begun, weight=3.0))
+    direct = PRUNE.edit(begun, with_teacher(task, begun, weight=3.0, temperature=2.0))
     recipe, teaching = Recipe((Train(epochs=3, lr=0.05), PRUNE)), Teaching(weight=3.0, compare=False)
     assert equal_states(state_of(compress(net, recipe, task, teaching=teaching)), state_of(direct))
 
