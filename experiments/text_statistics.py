@@ -88,7 +88,7 @@ FULL = {
     "full: mean, spread without text": Method("full", "closed", 1.0, "none"),
 }
 METHODS = NCM | WIDE | CONTROLS | AXES | PERCEPTRON | FULL  # in-domain
-ACROSS = {k: m for k, m in (NCM | WIDE | AXES).items() if k != "both, chosen"}  # and to an unseen style
+ACROSS = NCM | WIDE | CONTROLS | AXES  # and to an unseen style
 
 
 def run(spec: dict[str, Any], name: str) -> dict[str, Any]:
