@@ -283,7 +283,7 @@ def test_calibration_and_test_must_not_share_a_class():
 
 def test_metrics_are_scikit_learns():
     rng = np.random.default_rng(2)
-    for _ in range(30):
+    for _ in range(10):
         truth = np.concatenate([[True, False], rng.random(20) < 0.4])
         score = np.round(rng.normal(size=22), 1)  # with ties
         said = score > 0.2
