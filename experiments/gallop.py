@@ -293,9 +293,10 @@ def seconds_table(name: str = "gallop_numbers") -> str:
     return table(("method", "CPU s before training (selection)", "CPU s of training"), rows)
 
 
+NUMBERS = "gallop/gallop_numbers.toml"
 TABLES = {
-    "gallop_real": measured(real_table),
-    "gallop_paired": measured(paired_table),
-    "gallop_rates": measured(rates_table),
-    "gallop_seconds": measured(seconds_table),
+    "gallop_real": measured(real_table, NUMBERS),
+    "gallop_paired": measured(paired_table, NUMBERS),
+    "gallop_rates": measured(rates_table, NUMBERS),
+    "gallop_seconds": measured(seconds_table, NUMBERS),
 }

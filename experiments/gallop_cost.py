@@ -289,16 +289,22 @@ def product_table() -> str:
     return table(("format", "chosen", "dense, ms", "rows (as many, in whole rows), ms", "entries, ms"), rows)
 
 
-def measured(make: Callable[[], str]) -> Callable[[], str]:
-    """Return the table, or a sentence while there is no result."""
+def measured(make: Callable[[], str], file: str) -> Callable[[], str]:
+    """Return the table, or how to get it while there is no result."""
+    missing = f"*Not measured yet: `python experiments/run.py experiments/{file}`.*"
 
     def run() -> str:
         try:
-            return make() or "Not measured."
+            return make() or missing
         except FileNotFoundError:
-            return "Not measured."
+            return missing
 
     return run
 
 
-TABLES = {"gallop_step": measured(step_table), "gallop_bounds": measured(bound_table), "gallop_products": measured(product_table)}
+COST = "gallop_cost/*.toml"
+TABLES = {
+    "gallop_step": measured(step_table, COST),
+    "gallop_bounds": measured(bound_table, COST),
+    "gallop_products": measured(product_table, COST),
+}

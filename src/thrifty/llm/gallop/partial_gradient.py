@@ -22,7 +22,8 @@ __all__ = ["WAYS", "PartialGradient", "way_of"]
 
 WAYS = ("auto", "dense", "rows", "entries")
 # Cost in dense products of the same number format: a fixed share, and a factor of the density or the share of rows.
-# Measured on one core with bfloat16 instructions (experiments/gallop_cost); elsewhere they are a guess.
+# Fitted by hand to a trial on one core with bfloat16 instructions; experiments/gallop_cost times the ways again.
+# On another machine they are a guess.
 _ENTRIES = {torch.float32: (0.06, 4.0), torch.bfloat16: (0.3, 14.0)}
 _ROWS = {torch.float32: (0.02, 1.05), torch.bfloat16: (0.1, 1.05)}
 # The memory of `entries`: both factors once more, transposed, float32.
