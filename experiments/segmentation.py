@@ -292,7 +292,7 @@ def gap_table() -> str:
     rows = [row(f"{m}: pretrained - random", (p, m, "test"), ("random", m, "test")) for m in spec["methods"]]
     rows += [row(f"{m} - linear", (p, m, "test"), (p, "linear", "test")) for m in spec["methods"][1:]]
     rows += [row(f"{m}: new styles - same styles", (p, m, "shift"), (p, m, "test")) for m in spec["methods"]]
-    return tables.table(("difference of mIoU", *(f"{k} shots" for k in spec["shots"])), rows)
+    return tables.table(("difference of mIoU", *(f"{k} shot{'s' if k > 1 else ''}" for k in spec["shots"])), rows)
 
 
 TABLES = {
@@ -318,7 +318,7 @@ def curves() -> str:
     result = tables.result("segmentation_scenes")
     spec = result["spec"]
     with plt.rc_context({"svg.hashsalt": "thrifty", "font.size": 9, "svg.fonttype": "path"}):
-        figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True, layout="constrained")
+        figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
         for axis, part, title in zip(axes, ("test", "shift"), ("drawing styles of training", "new drawing styles")):
             for i, method in enumerate(spec["methods"]):
                 for kind, line in zip(spec["encoders"], ("-", ":")):
@@ -330,7 +330,9 @@ def curves() -> str:
             axis.minorticks_off()
             axis.grid(alpha=0.3)
         axes[0].set_ylabel("test mIoU, %")
-        axes[0].legend(frameon=False, title="solid: pretrained\ndotted: random", fontsize=8)
+        handles, names = axes[0].get_legend_handles_labels()
+        title = "solid: pretrained\ndotted: random"
+        figure.legend(handles, names, loc="outside right center", frameon=False, title=title, fontsize=8)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
         plt.close(figure)
