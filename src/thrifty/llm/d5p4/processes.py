@@ -39,7 +39,7 @@ class Process(Protocol):
 
 
 def tokens_from(log_p: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return tokens (b, t) drawn by inversion from log_p (b, t, v) with uniform noise (b, t), and their log_p.
+    """Return tokens (m,) drawn by inversion from log_p (m, v) with uniform noise (m,), and their log_p.
 
     In float64 throughout: neither Gumbel noise nor its cap. temperature 0 takes the most probable token; the
     log-probability returned is that without temperature. Raises DataError where a distribution is not finite.
@@ -51,10 +51,10 @@ def tokens_from(log_p: Tensor, uniform: Tensor, temperature: float) -> tuple[Ten
         tokens = exact.argmax(-1)
     else:
         sums = torch.softmax(exact / temperature, -1).cumsum(-1)
-        total = sums[..., -1:]
-        at = torch.minimum(uniform[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
-        tokens = torch.searchsorted(sums, at, right=True)[..., 0]
-    return tokens, exact.gather(2, tokens[..., None])[..., 0]
+        total = sums[:, -1:]
+        at = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+        tokens = torch.searchsorted(sums, at, right=True)[:, 0]
+    return tokens, exact.gather(1, tokens[:, None])[:, 0]
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,10 @@ class Mdlm:
 
     def draw(self, ids: Tensor, log_p: Tensor, noise: Tensor, stage: Stage, mask_id: int) -> Tensor:
         """Return the next states: decided tokens are copied."""
-        tokens, _ = tokens_from(log_p, noise[..., 0], self.temperature)
         decide = (ids == mask_id) & (noise[..., 1] * stage.now < stage.now - stage.later)
-        return torch.where(decide, tokens, ids)
+        following = ids.clone()
+        following[decide] = tokens_from(log_p[decide], noise[..., 0][decide], self.temperature)[0]
+        return following
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,13 @@ class Blocks:
         """Return the next states: c more tokens of the block in each."""
         inside = slice(stage.first, stage.end)
         part, masked = ids[:, inside], ids[:, inside] == mask_id
-        tokens, sure = tokens_from(log_p[:, inside], noise[:, inside, 0], self.temperature)
+        found, confidence = tokens_from(log_p[:, inside][masked], noise[:, inside, 0][masked], self.temperature)
         if self.remasking == "random":
-            sure = noise[:, inside, 1].clamp_min(1e-300).log()
+            confidence = noise[:, inside, 1][masked].clamp_min(1e-300).log()
         for token in self.last:
-            sure = sure.masked_fill(tokens == token, -1e300)
-        sure = sure.masked_fill(~masked, -torch.inf)
+            confidence = confidence.masked_fill(found == token, -1e300)
+        tokens, sure = part.clone(), torch.full(part.shape, -torch.inf, dtype=torch.float64, device=part.device)
+        tokens[masked], sure[masked] = found, confidence
         places = sure.topk(stage.commit, dim=1).indices
         decide = torch.zeros_like(masked).scatter(1, places, True) & masked
         following = ids.clone()

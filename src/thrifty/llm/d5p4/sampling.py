@@ -17,7 +17,7 @@ from thrifty.llm.d5p4.selectors import Choice
 
 __all__ = ["Alone", "Samples", "StepLog", "sample"]
 
-_CHUNK = 2**24  # log-probabilities that are in float64 at once, while drawing
+_CHUNK = 2**24  # log-probabilities that are in float64 at once
 
 
 @dataclass(frozen=True)
@@ -162,15 +162,17 @@ def _select(
 ) -> StepLog:  # fmt: skip
     """Return the log entry of a selection among the whole pool."""
     inside = slice(stage.first, stage.end)
-    raw = ranks.gather(quality(log_p[:, inside], kind, masked[:, inside]))
+    rows = max(1, _CHUNK // (log_p.shape[1] * log_p.shape[2]))
+    pieces = zip(torch.split(log_p[:, inside], rows), torch.split(masked[:, inside], rows), strict=True)
+    raw = ranks.gather(torch.cat([quality(p, kind, m) for p, m in pieces]))
     cosines = ranks.cosines(hidden[:, inside])
     choice = ranks.choose(lambda: selector(raw, cosines, k, step))
     if len(set(choice.indices)) != k or not all(0 <= i < len(raw) for i in choice.indices):
         raise DataError(f"the selector chose {choice.indices}; it must choose {k} different ones of {len(raw)}")
-    rows = torch.tensor(choice.indices, device=raw.device)
-    alike = cosines[rows][:, rows]
+    chosen = torch.tensor(choice.indices, device=raw.device)
+    alike = cosines[chosen][:, chosen]
     pairs = float("nan") if k == 1 else float((alike.sum() - alike.trace()) / (k * (k - 1)))
-    return StepLog(step, choice.indices, (), choice.value, float(raw[rows].mean()), pairs, choice.flagged)
+    return StepLog(step, choice.indices, (), choice.value, float(raw[chosen].mean()), pairs, choice.flagged)
 
 
 def _children(
