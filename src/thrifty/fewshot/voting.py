@@ -37,7 +37,7 @@ class VotingClassifier(FewShotClassifier):
     def _ballot(self, x_nd: Array) -> Ballot:
         """Return the votes of checked queries; columns in the order of classes_."""
 
-    def _order(self) -> Array:
+    def _order(self) -> npt.NDArray[Any]:
         """Return which class wins where nothing else decides, less is better (C,)."""
         return np.arange(len(self.classes_))
 
