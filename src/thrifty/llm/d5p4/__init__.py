@@ -17,7 +17,7 @@ from thrifty.llm.d5p4.selectors import (
     map_set,
 )
 from thrifty.llm.d5p4.sharded import Ranks
-from thrifty.llm.d5p4.sweep import Point, grid, pareto, sweep
+from thrifty.llm.d5p4.sweep import Point, grid, pareto, sweep, trade_off
 
 __all__ = [
     "FORMS",
@@ -56,4 +56,5 @@ __all__ = [
     "sample",
     "similarity",
     "sweep",
+    "trade_off",
 ]

@@ -156,8 +156,15 @@ def masked_lm(
         raise KnobError(f"style is '{style}'; {close_to(str(style), STYLES)}")
     made = Subs if style == "subs" else Bidirectional
     room = getattr(model.config, "max_position_embeddings", None)
-    longest = None if room is None else int(room) - len(before) - len(after)
+    longest = None if room is None else int(room) - _skipped(model) - len(before) - len(after)
     return made(hugging_face(model, before, after), mask_id, guidance, tuple(never), batch, longest)
+
+
+def _skipped(model: Any) -> int:
+    """Return how many rows of the position table no token uses: RoBERTa counts from behind its padding id."""
+    positions = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(positions, "padding_idx", None)
+    return 0 if padding is None else int(padding) + 1
 
 
 def load_masked_lm(

@@ -13,8 +13,9 @@ from thrifty.errors import DataError, KnobError
 from thrifty.llm.d5p4.denoisers import Denoiser
 from thrifty.llm.d5p4.sampling import Samples, sample
 from thrifty.llm.d5p4.selection import Select
+from thrifty.report.charts import Chart, Line
 
-__all__ = ["Point", "grid", "pareto", "sweep"]
+__all__ = ["Point", "grid", "pareto", "sweep", "trade_off"]
 
 Measure = Callable[[Samples], Mapping[str, float]]
 
@@ -86,3 +87,27 @@ def pareto(points: Sequence[Point], minimise: tuple[str, ...]) -> list[Point]:
         return any(v != own and all(a <= b for a, b in zip(v, own, strict=True)) for v in values)
 
     return [replace(p, pareto=not beaten(v)) for p, v in zip(points, values, strict=True)]
+
+
+def trade_off(points: Sequence[Point], x: str, y: str) -> Chart:
+    """Return a chart of two metrics (`thrifty.report.charts.chart` draws it): a line per method, from low knob to high.
+
+    Points in the Pareto set, where it is marked, make a line of their own, from left to right.
+    """
+    lines: dict[str, list[Point]] = {}
+    for point in points:
+        lines.setdefault(_family(point.selector), []).append(point)
+    best = sorted((p for p in points if p.pareto), key=lambda p: p.metrics[x])
+    named = [*lines.items(), *([("Pareto set", best)] if best else [])]
+    drawn = [Line(name, [p.metrics[x] for p in line], [p.metrics[y] for p in line]) for name, line in named]
+    passes = {p.passes for p in points}
+    note = f"{passes.pop()} forward passes each" if len(passes) == 1 else "not at equal forward passes"
+    return Chart(f"{y} against {x}", x, y, drawn, note=note)
+
+
+def _family(selector: Select | None) -> str:
+    if selector is None:
+        return "independent"
+    if selector.method in ("greedy_map", "map_set"):
+        return "D5P4+" if selector.form == "additive" else "D5P4×"
+    return selector.method.replace("_", " ")

@@ -11,6 +11,7 @@ import torch
 from thrifty.errors import DataError, KnobError
 from thrifty.llm import d5p4
 from thrifty.llm.d5p4 import metrics
+from thrifty.report.charts import chart
 
 
 def test_distinct_counts_n_grams_of_all_texts():
@@ -125,5 +126,12 @@ def test_a_sweep_compares_selectors_at_equal_forward_passes():
     assert points[0].selector is None
     assert all(len(p.runs) == 2 for p in points)
     assert points[2].metrics["cosine"] == pytest.approx(sum(r["cosine"] for r in points[2].runs) / 2)
+    picture = d5p4.trade_off(points, "cosine", "repetition")
+    names = ["independent", "greedy beam", "D5P4+", "D5P4×", "diverse beam", "Pareto set"]
+    assert [line.name for line in picture.lines] == names
+    assert list(picture.lines[2].x) == [p.metrics["cosine"] for p in points[2:4]]
+    assert len(picture.lines[-1].x) == sum(p.pareto for p in points)
+    assert picture.note == "54 forward passes each"
+    assert chart(picture).startswith("<svg")
     with pytest.raises(KnobError, match="at least one"):
         d5p4.sweep(denoiser, 3, 3, 5, [], measure, start=10)

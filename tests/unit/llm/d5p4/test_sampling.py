@@ -272,6 +272,21 @@ def test_a_hugging_face_masked_language_model_decodes(tmp_path):
         d5p4.load_masked_lm(tmp_path / "nowhere")
 
 
+def test_the_longest_sequence_of_a_roberta_leaves_out_the_padding_rows():
+    hf = pytest.importorskip("transformers")
+    config = hf.RobertaConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=20, pad_token_id=1,
+    )  # fmt: skip
+    denoiser = d5p4.masked_lm(hf.RobertaForMaskedLM(config).eval(), 39, before=[0], after=[2])
+    assert denoiser.longest == 20 - 2 - 2
+    assert denoiser(torch.full((1, denoiser.longest), 5))[0].shape == (1, 16, 40)
+    with pytest.raises((IndexError, RuntimeError)):
+        denoiser(torch.full((1, denoiser.longest + 1), 5))
+    with pytest.raises(KnobError, match="style"):
+        d5p4.masked_lm(hf.RobertaForMaskedLM(config), 39, style="mdlm")
+
+
 def test_bad_knobs_are_refused_together():
     with pytest.raises(KnobError) as caught:
         draw(None, 0, 0, 0, start=torch.tensor([1, 2]))
