@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -75,10 +77,38 @@ def test_off_the_window_it_is_independent_sampling_bit_for_bit(process):
     assert not torch.equal(a.states[4], b.states[4])
 
 
+def test_independent_sampling_is_ancestral_sampling_of_each_state_alone():
+    """A plain loop over states and positions, written from the equations, with the same noise."""
+    generator = torch.Generator().manual_seed(1)
+    states = [[MASK] * T for _ in range(6)]
+    times = [1 - i * (1 - 1e-5) / 4 for i in range(5)] + [0.0]
+    for now, later in itertools.pairwise(times):
+        noise = torch.rand(6, T, 2, dtype=torch.float64, generator=generator)
+        p = subs()(torch.tensor(states))[0].double().exp()
+        for i, state in enumerate(states):
+            for j in range(T):
+                if state[j] == MASK and float(noise[i, j, 1]) < 1 - later / now:
+                    state[j] = int((p[i, j].cumsum(0) / p[i, j].sum() <= noise[i, j, 0]).sum())
+    found = draw(None, 3, 2, 4)
+    assert found.ids.tolist() == states
+    assert len(set(map(tuple, states))) > 3
+
+
+@pytest.mark.parametrize("kind", d5p4.QUALITIES)
+def test_the_quality_asked_for_is_that_of_the_pool(kind):
+    watched = Watched(subs())
+    samples = draw(d5p4.Select(quality=kind), denoiser=watched)
+    state, log = watched.states[3], samples.log[3]
+    raw = d5p4.quality(subs()(state)[0], kind, state == MASK)
+    assert log.quality == pytest.approx(float(raw[list(log.chosen)].mean()))
+    assert log.quality != pytest.approx(float(raw.mean()))
+
+
+@pytest.mark.parametrize("style", [d5p4.Subs, d5p4.Bidirectional])
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
 @pytest.mark.parametrize("selector", SELECTORS, ids=str)
-def test_decided_tokens_stay_no_mask_is_left_and_lineages_live(selector, process):
-    watched = Watched(subs() if isinstance(process, d5p4.Mdlm) else d5p4.Bidirectional(network(), MASK))
+def test_decided_tokens_stay_no_mask_is_left_and_lineages_live(selector, process, style):
+    watched = Watched(style(network(), MASK))
     start = torch.full((T,), MASK)
     start[0], start[1] = 3, 7
     samples = draw(selector, denoiser=watched, process=process, start=start)
