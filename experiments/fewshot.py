@@ -55,6 +55,7 @@ def speed_episodes(spec: dict[str, Any]) -> dict[str, Any]:
         "episodes": count,
         "seconds_drawing": round(draw, 3),
         "seconds_judging": round(judge, 3),
+        "threads": threads(),
         "accuracy": str(mean_interval(found)),
         "plain_numpy_loop": {"measured_episodes": few, "seconds_scaled": round(loop * count / few, 2)},
         "estimator_loop": {"measured_episodes": few // 4, "seconds_scaled": round(estimator * count / (few // 4), 2)},
@@ -70,6 +71,17 @@ def speed_episodes(spec: dict[str, Any]) -> dict[str, Any]:
         other["times_slower"] = round(whole / (draw + judge), 1)
         other["times_slower_classifying"] = round(alone / judge, 1)
     return {**result, "easyfsl": other}
+
+
+def threads() -> dict[str, int]:
+    """Return how many threads what is measured here may use; numba's are 0 where it is not installed."""
+    import torch
+
+    try:
+        import numba
+    except ImportError:
+        return {"numba": 0, "torch": torch.get_num_threads()}
+    return {"numba": numba.get_num_threads(), "torch": torch.get_num_threads()}
 
 
 def plain_loop(x: np.ndarray, drawn: Any) -> np.ndarray:

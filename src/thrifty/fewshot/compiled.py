@@ -55,6 +55,39 @@ def right_shares(table: npt.NDArray[Any], episodes: Episodes) -> npt.NDArray[np.
     return found
 
 
+def swapped(sizes: npt.NDArray[np.int64], others: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    """Return (R, most): what the first swaps of a Fisher-Yates shuffle leave in the first places of each row.
+
+    sizes: (R,); others: (reach, R), the place that swap i exchanges with place i. Places beyond a row's size hold -1.
+    """
+    found = np.full((len(sizes), most), -1, np.int64)
+    _swaps()(sizes, others, found)
+    return found
+
+
+@cache
+def _swaps() -> Any:
+    numba = need("numba", extra="speed")
+
+    @numba.njit(nogil=True, cache=True, parallel=True)
+    def swaps(sizes, others, found):
+        for r in numba.prange(sizes.shape[0]):
+            values = np.empty(others.shape[0], np.int64)
+            for i in range(others.shape[0]):
+                place = others[i, r]
+                there, here = place, i
+                for j in range(i):
+                    if others[j, r] == place:
+                        there = values[j]
+                    if others[j, r] == i:
+                        here = values[j]
+                values[i] = here
+                if i < sizes[r]:
+                    found[r, i] = there
+
+    return swaps
+
+
 @cache
 def _kernels() -> Any:
     numba = need("numba", extra="speed")

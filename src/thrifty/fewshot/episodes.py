@@ -257,22 +257,31 @@ def without_replacement(sizes: Ints, most: int, rng: np.random.Generator) -> Int
 
     The first swaps of a Fisher-Yates shuffle, for all rows at once; only swapped places are remembered.
     """
+    reach = min(most, int(sizes.max(initial=0)))
+    others = np.empty((reach, len(sizes)), np.int64)  # the place that swap i exchanges with place i
+    for i in range(reach):
+        others[i] = rng.integers(i, np.maximum(sizes, i + 1))
+    if others.size >= compiled.WORTH * 20 and compiled.available():
+        return compiled.swapped(sizes, others, most)
+    return _swapped(sizes, others, most)
+
+
+def _swapped(sizes: Ints, others: Ints, most: int) -> Ints:
+    """Return what the swaps leave in the first places, for all rows together."""
     count = len(sizes)
-    keys = np.full((most, count), -1, np.int64)  # place that swap i wrote to
-    values = np.zeros((most, count), np.int64)  # what it wrote
+    values = np.zeros_like(others)  # what swap i wrote to its place
     result = np.full((most, count), -1, np.int64)
 
     def at(place: Ints, upto: int) -> Ints:
         found = place.copy()
         for j in range(upto):
-            np.copyto(found, values[j], where=keys[j] == place)
+            np.copyto(found, values[j], where=others[j] == place)
         return found
 
-    for i in range(min(most, int(sizes.max(initial=0)))):
+    for i, other in enumerate(others):
         here = np.full(count, i, np.int64)
-        other = rng.integers(i, np.maximum(sizes, i + 1))
         result[i] = np.where(i < sizes, at(other, i), -1)
-        keys[i], values[i] = other, at(here, i)
+        values[i] = at(here, i)
     return np.ascontiguousarray(result.T)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from thrifty.fewshot import accuracies, compiled, uniform
-from thrifty.fewshot.episodes import _right_even, _table
+from thrifty.fewshot.episodes import _right_even, _swapped, _table
 
 pytest.importorskip("numba")
 
@@ -39,6 +39,19 @@ def test_ties_go_to_the_first_class_and_chunks_do_not_matter(monkeypatch):
     whole, _ = both(x, drawn)
     monkeypatch.setattr(compiled, "MEANS_BYTES", 5 * 3 * 4 * 7)
     assert (both(x, drawn)[0] == whole).all()
+
+
+def test_draws_are_those_of_numpy():
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(0, 9, 300)
+    others = np.stack([rng.integers(i, np.maximum(sizes, i + 1)) for i in range(6)])
+    plain = _swapped(sizes, others, 7)
+    assert (compiled.swapped(sizes, others, 7) == plain).all()
+    assert (plain[:, 6] == -1).all()
+    for row, size in zip(plain, sizes, strict=True):
+        held = row[row >= 0]
+        assert len(set(held)) == len(held) == min(size, 6)
+        assert (held < size).all()
 
 
 def test_accuracies_uses_it_for_many_even_episodes_only(monkeypatch):
