@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 
 from thrifty.errors import DataError, KnobError, StoreError
 from thrifty.llm.families import parts_of
-from thrifty.llm.inner_loop.looping import loop
+from thrifty.llm.inner_loop.looping import Looped, loop
 from thrifty.llm.inner_loop.plan import Plan
+from thrifty.llm.inner_loop.replay import Call, recording, replaying
 from thrifty.llm.loading import Batch, completion_losses
 
 Array = npt.NDArray[np.float64]
@@ -96,30 +98,38 @@ def ranges(blocks: int, longest: int | None = None, passes: int = 2, **knobs: An
 def scan(
     model: nn.Module, batches: Sequence[Batch], plans: Sequence[Plan], *,
     score: Callable[[nn.Module, Batch], Tensor] = likelihood, stop: float | None = 4.0, seed: int = 0,
-    state: str | Path | None = None, progress: Progress | None = None,
+    reuse: bool = False, state: str | Path | None = None, progress: Progress | None = None,
 ) -> Scan:  # fmt: skip
     """Score every plan and the model itself on the same examples.
 
     batches: of thrifty.llm.loading. score: (b,) per batch, higher is better. stop: a plan whose mean difference is so
     many standard errors below zero, after LEAST examples, is not run on the rest; None runs all. seed: of bootstrap.
-    state: a JSON file that keeps what is done; the same call goes on from it. The model is as before when it returns,
-    also when it is interrupted. Raises DataError where there are no batches or scores are not finite.
+    reuse: keep what every block returned for the model itself, (blocks + 1) states of all examples in memory; a plan
+    then runs from its second pass on, about half the work, and gives the same bits. `score` must then call the model
+    in the same way with and without a loop. state: a JSON file that keeps what is done; the same call goes on from it.
+    The model is as before when it returns, also when it is interrupted.
+
+    Raises DataError where there are no batches or scores are not finite, Incompatible where reuse cannot be.
     """
     if not batches:
         raise DataError("there are no examples to score")
-    blocks = len(parts_of(model).blocks)
+    parts = parts_of(model)
+    blocks = len(parts.blocks)
     for plan in plans:
         plan.refuse_beyond(blocks)
     kept = _State(state, _digest(model, batches, stop))
-    base = kept.get("base") or _scores(model, batches, score, None, None)
-    kept.put("base", base)
+    base, calls = kept.get("base"), [list[Call]() for _ in batches]
+    reuse = reuse and any(kept.get(plan.to_json()) is None for plan in plans)
+    if base is None or reuse:
+        base = _scores(model, batches, score, around=lambda i: recording(parts, calls[i]) if reuse else nullcontext())
+        kept.put("base", base)
     cells = []
     for done, plan in enumerate(plans):
         key = plan.to_json()
         values = kept.get(key)
         if values is None:
-            with loop(model, plan):
-                values = _scores(model, batches, score, base, stop)
+            with loop(model, plan) as looped:
+                values = _scores(model, batches, score, base, stop, _around(looped, calls if reuse else None))
             kept.put(key, values)
         differences = np.asarray(values) - np.asarray(base)[: len(values)]
         low, high = bootstrap(differences, seed)
@@ -141,12 +151,17 @@ def bootstrap(differences: Array, seed: int = 0, draws: int = 2000) -> tuple[flo
     return float(low), float(high)
 
 
+def _around(looped: Looped, calls: list[list[Call]] | None) -> Callable[[int], AbstractContextManager[None]]:
+    return lambda i: nullcontext() if calls is None else replaying(looped, calls[i])
+
+
 def _scores(
-    model: nn.Module, batches: Sequence[Batch], score: Any, base: Sequence[float] | None, stop: float | None
-) -> list[float]:
+    model: nn.Module, batches: Sequence[Batch], score: Any, base: Sequence[float] | None = None,
+    stop: float | None = None, around: Callable[[int], AbstractContextManager[None]] = lambda _: nullcontext(),
+) -> list[float]:  # fmt: skip
     found: list[float] = []
-    for batch in batches:
-        with torch.inference_mode():
+    for number, batch in enumerate(batches):
+        with torch.inference_mode(), around(number):
             values = score(model, batch).double()
         if not torch.isfinite(values).all():
             count = int((~torch.isfinite(values)).sum())

@@ -8,11 +8,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny_llms import tiny, tokens
+from tiny_llms import FAMILIES, tiny, tokens
 
-from thrifty.errors import DataError, KnobError, StoreError
+from thrifty.errors import DataError, Incompatible, KnobError, StoreError
 from thrifty.llm.families import parts_of
-from thrifty.llm.inner_loop import Plan, bootstrap, likelihood, loop, plane, ranges, scan, trajectory
+from thrifty.llm.inner_loop import MODES, Plan, bootstrap, likelihood, loop, plane, ranges, scan, trajectory
 from thrifty.llm.loading import Encoded, collate
 
 
@@ -76,6 +76,32 @@ def test_a_scan_goes_on_from_its_state(tmp_path):
     (tmp_path / "s.json").write_text("{}")
     with pytest.raises(StoreError, match="no state"):
         scan(model, data(), plans, state=tmp_path / "s.json")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reuse_gives_the_same_bits_and_runs_fewer_blocks(family, monkeypatch):
+    model, ran = tiny(family), []
+    plans = [Plan(1, 3, 2 + (m == "uniform"), m) for m in (MODES if family == "llama" else ("uniform", "damped"))]
+    plans += [Plan(0, 2, 2, "reference", "boundary"), *(Plan(s, s + 2, 2, kv_mode="first_pass") for s in (0, 2))]
+    attention = type(parts_of(model).attention(0))
+    inner = attention.forward
+    monkeypatch.setattr(attention, "forward", lambda self, *a, **k: (ran.append(1), inner(self, *a, **k))[1])
+    plain = scan(model, data(), plans, stop=None)
+    whole = len(ran)
+    found = scan(model, data(), plans, stop=None, reuse=True)
+    assert len(ran) - whole < 0.8 * whole
+    assert all(np.array_equal(a.differences, b.differences) for a, b in zip(plain.cells, found.cells, strict=True))
+    assert scan(model, data(), plans[:2], stop=None).cells[1].mean == found.cells[1].mean  # nothing is left behind
+
+
+def test_reuse_needs_the_same_calls():
+    def score(m, batch):
+        looped = hasattr(m, "_thrifty_inner_loop")
+        values = likelihood(m, batch)
+        return likelihood(m, batch) if looped else values  # a second call
+
+    with pytest.raises(Incompatible, match="another way"):
+        scan(tiny("llama"), data(), [Plan(1, 2, 2)], score=score, reuse=True)
 
 
 def test_bad_requests():
