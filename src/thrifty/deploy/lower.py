@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from thrifty import integer
+from thrifty import integer, structure
 from thrifty.arith import Format
 from thrifty.deploy.ops import LOWERED_BY
 from thrifty.deploy.ops.builder import Builder, Value, where
@@ -113,8 +113,7 @@ def _refuse_whole(graph: Graph) -> Iterator[str]:
 
 def _refuse_node(node: Node, graph: Graph, integers: bool) -> Iterator[str]:
     """Yield what is wrong with a node, before it is lowered."""
-    if len(node.shape) > 3:
-        yield f"its output has shape {node.shape}; at most (C, H, W) is supported"
+    yield from structure.clauses(node, graph)
     if 0 in node.shape:
         yield f"its output has shape {node.shape}, without elements"
     if node.dtype not in ("float32", "int64") or (node.dtype == "int64" and node.op != "argmax"):
@@ -125,11 +124,9 @@ def _refuse_node(node: Node, graph: Graph, integers: bool) -> Iterator[str]:
         bad = int(np.count_nonzero(~np.isfinite(value))) if np.asarray(value).dtype.kind == "f" else 0
         if bad:
             yield f"its {key} has {bad} values that are NaN or infinite; train again or load other weights"
-    if node.op == "input":
+    if node.op in ("input", "pad"):
         return
-    if node.op == "pad":
-        yield "zero padding on its own; pad directly in front of a convolution, or use its own padding"
-    elif node.op not in LOWERED_BY:
+    if node.op not in LOWERED_BY:
         yield f"no such operator can be deployed; supported: {nearest(node.op)}"
     else:
         operator = LOWERED_BY[node.op]

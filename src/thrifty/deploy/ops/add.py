@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -22,12 +22,6 @@ class Add(Operator):
 
     name = "add"
     lowers: ClassVar[tuple[str, ...]] = ("add",)
-
-    def refuse(self, node: Node, graph: Graph) -> Iterator[str]:
-        """Refuse broadcasting and more than two inputs."""
-        shapes = [graph[name].shape for name in node.inputs]
-        if len(shapes) != 2 or shapes[0] != shapes[1]:
-            yield f"it adds shapes {' and '.join(map(str, shapes))}; two inputs of equal shape are supported"
 
     def lower(self, node: Node, b: Builder) -> None:
         """Append an add call."""

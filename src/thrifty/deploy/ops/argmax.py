@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -21,15 +21,6 @@ class ArgMax(Operator):
     name = "argmax"
     lowers: ClassVar[tuple[str, ...]] = ("argmax",)
     attrs: ClassVar[frozenset[str]] = frozenset({"axis", "keepdim"})
-
-    def refuse(self, node: Node, graph: Graph) -> Iterator[str]:
-        """Refuse maps, and an index that is computed with further."""
-        shape = graph[node.inputs[0]].shape
-        axis = node.attrs.get("axis", 0)
-        if not shape or axis is None or shape[axis] != np.prod(shape):
-            yield f"it runs along axis {axis} of shape {shape}; argmax is supported over a whole vector"
-        if graph.consumers[node.name]:
-            yield "its index is used by other operators; an argmax is supported as the last operator only"
 
     def lower(self, node: Node, b: Builder) -> None:
         """Append an argmax call."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -14,7 +14,7 @@ from thrifty.deploy.ops.builder import Builder, hwc
 from thrifty.deploy.ops.example import Example
 from thrifty.deploy.ops.numeric import requantised, scaling, windows
 from thrifty.deploy.ops.operator import Operator
-from thrifty.deploy.ops.spatial import borders, covering, pair, pool_struct, refuse_axes
+from thrifty.deploy.ops.spatial import borders, covering, pair, pool_struct
 from thrifty.deploy.ops.weighted import FLOAT, scaled
 from thrifty.deploy.program import Array, Buffer, Call, Program
 from thrifty.graph import Graph, Node
@@ -28,15 +28,6 @@ class AvgPool(Operator):
     attrs: ClassVar[frozenset[str]] = frozenset(
         {"kernel", "stride", "padding", "ceil", "count_include_pad", "rounding"}
     )
-
-    def refuse(self, node: Node, graph: Graph) -> Iterator[str]:
-        """Refuse windows that are divided by unequal counts."""
-        yield from refuse_axes(node, "kernel")
-        padded = any(map(any, node.attrs["padding"]))
-        if padded and not node.attrs.get("count_include_pad", True):
-            yield "count_include_pad=False with padding divides windows unequally; use True, or padding=0"
-        if node.attrs.get("ceil", False):
-            yield "ceil_mode=True divides windows unequally; use ceil_mode=False"
 
     def lower(self, node: Node, b: Builder) -> None:
         """Append an avgpool call."""

@@ -13,7 +13,7 @@ from thrifty.deploy.ops.builder import Builder, hwc
 from thrifty.deploy.ops.example import Example
 from thrifty.deploy.ops.numeric import integer_product, requantised, windows
 from thrifty.deploy.ops.operator import Operator
-from thrifty.deploy.ops.spatial import borders, pair, refuse_axes
+from thrifty.deploy.ops.spatial import borders, pair
 from thrifty.deploy.program import Array, Buffer, Call, Program
 from thrifty.graph import Graph, Node
 
@@ -26,11 +26,7 @@ class Conv(Operator):
     attrs: ClassVar[frozenset[str]] = frozenset({"stride", "padding", "dilation", "groups", "rounding"})
 
     def refuse(self, node: Node, graph: Graph) -> Iterator[str]:
-        """Refuse dilation, three spatial axes and odd weight formats."""
-        if any(d != 1 for d in node.attrs.get("dilation", ())):
-            dilation = tuple(node.attrs["dilation"])
-            yield f"dilation {dilation} is not supported; use dilation 1 with a larger kernel or a stride"
-        yield from refuse_axes(node, "stride")
+        """Refuse odd weight formats."""
         yield from weighted.refuse_weights(node)
 
     def lower(self, node: Node, b: Builder) -> None:

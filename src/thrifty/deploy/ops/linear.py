@@ -25,10 +25,7 @@ class Linear(Operator):
     attrs: ClassVar[frozenset[str]] = frozenset({"rounding"})
 
     def refuse(self, node: Node, graph: Graph) -> Iterator[str]:
-        """Refuse inputs that are no vectors, and odd weight formats."""
-        shape = graph[node.inputs[0]].shape
-        if len(shape) != 1:
-            yield f"its input has shape {shape}; flatten it first, or use a convolution of kernel 1"
+        """Refuse odd weight formats."""
         yield from weighted.refuse_weights(node)
 
     def lower(self, node: Node, b: Builder) -> None:

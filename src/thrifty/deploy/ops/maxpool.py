@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ from thrifty.deploy.ops.example import Example
 from thrifty.deploy.ops.numeric import clamped, windows
 from thrifty.deploy.ops.operator import Operator
 from thrifty.deploy.ops.rescale import rescaled
-from thrifty.deploy.ops.spatial import borders, covering, pair, pool_struct, refuse_axes
+from thrifty.deploy.ops.spatial import borders, covering, pair, pool_struct
 from thrifty.deploy.program import Array, Buffer, Call, Program
 from thrifty.graph import Graph, Node
 
@@ -26,10 +26,6 @@ class MaxPool(Operator):
     name = "maxpool"
     lowers: ClassVar[tuple[str, ...]] = ("maxpool",)
     attrs: ClassVar[frozenset[str]] = frozenset({"kernel", "stride", "padding", "ceil"})
-
-    def refuse(self, node: Node, graph: Graph) -> Iterator[str]:
-        """Refuse three spatial axes."""
-        yield from refuse_axes(node, "kernel")
 
     def lower(self, node: Node, b: Builder) -> None:
         """Append a maxpool call, and a rescale where the pool has a format of its own."""

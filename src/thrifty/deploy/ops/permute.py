@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -24,12 +24,6 @@ class Permute(Operator):
     name = "permute"
     lowers: ClassVar[tuple[str, ...]] = ("permute",)
     attrs: ClassVar[frozenset[str]] = frozenset({"axes"})
-
-    def refuse(self, node: Node, graph: Graph) -> Iterator[str]:
-        """Refuse axes that are no order of the input's."""
-        axes = tuple(node.attrs["axes"])
-        if sorted(axes) != list(range(len(node.shape))) or not 1 <= len(axes) <= 3:
-            yield f"axes {axes} of shape {node.shape}; an order of (C, H, W), (C, L) or (C,) is supported"
 
     def lower(self, node: Node, b: Builder) -> None:
         """Append a permute call, none when the order stays."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from thrifty.deploy.c.ccall import CStruct
 from thrifty.deploy.ops.builder import Shape
 from thrifty.deploy.program import Call, Program
-from thrifty.graph import Node
 
 
 def pair(values: Sequence[int], neutral: int = 1) -> tuple[int, int]:
@@ -38,13 +37,6 @@ def covering(
     bottom = max(0, (out[0] - 1) * stride[0] + kernel[0] - shape[0] - top)
     right = max(0, (out[1] - 1) * stride[1] + kernel[1] - shape[1] - left)
     return top, bottom, left, right
-
-
-def refuse_axes(node: Node, name: str) -> Iterator[str]:
-    """Yield a clause unless attribute `name` has one or two entries, and the output as many axes + 1."""
-    axes = len(node.attrs[name])
-    if axes not in (1, 2) or len(node.shape) != axes + 1:
-        yield f"it has {axes} spatial axes and output shape {node.shape}; (C, L) and (C, H, W) are supported"
 
 
 def pool_struct(call: Call, program: Program) -> CStruct:
