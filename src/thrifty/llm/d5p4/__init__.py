@@ -1,7 +1,8 @@
 """D5P4: choosing beams that are good and differ, by a determinantal point process with one survivor per parent."""
 
-from thrifty.llm.d5p4.denoisers import Bidirectional, Denoiser, Subs, hugging_face, load_masked_lm, masked_lm
+from thrifty.llm.d5p4.denoisers import Bidirectional, Denoiser, Subs, hugging_face, load_masked_lm, masked_lm, shifted
 from thrifty.llm.d5p4.kernels import FORMS, QUALITIES, SIMILARITIES, gram, kernel, normalised, quality, similarity
+from thrifty.llm.d5p4.likelihood import Bound, is_greedy, log_likelihood_bound
 from thrifty.llm.d5p4.processes import REMASKING, Blocks, Mdlm
 from thrifty.llm.d5p4.sampling import Samples, StepLog, sample
 from thrifty.llm.d5p4.selection import METHODS, Select
@@ -27,6 +28,7 @@ __all__ = [
     "SIMILARITIES",
     "Bidirectional",
     "Blocks",
+    "Bound",
     "Choice",
     "Denoiser",
     "Mdlm",
@@ -44,16 +46,19 @@ __all__ = [
     "grid",
     "hugging_face",
     "independent",
+    "is_greedy",
     "k_dpp",
     "kernel",
     "load_masked_lm",
     "log_det",
+    "log_likelihood_bound",
     "map_set",
     "masked_lm",
     "normalised",
     "pareto",
     "quality",
     "sample",
+    "shifted",
     "similarity",
     "sweep",
     "trade_off",

@@ -13,6 +13,7 @@ from torch import nn
 
 from thrifty.errors import DataError, KnobError, close_to
 from thrifty.llm.gallop.adapter import Adapter
+from thrifty.llm.gallop.checkpoint import Checkpoint, random_state
 from thrifty.llm.gallop.optimizer import DECAY_TO, SparseAdamW
 from thrifty.llm.gallop.partial_gradient import WAYS
 from thrifty.llm.gallop.ranks import Ranks
@@ -83,10 +84,13 @@ def tune(
     settings: Tune | None = None,
     progress: Callable[[Step], None] | None = None,
     base: str = "",
+    checkpoint: Checkpoint | None = None,
 ) -> Adapter:
     """Train the chosen scalars of the model in place and return them as an adapter; `adapter.unmerge` undoes it.
 
-    encoded: the training data. base: what the user calls the original model. Under torchrun (torch.distributed with
+    encoded: the training data. base: what the user calls the original model. checkpoint: a file that keeps the run
+    every minute and when it is interrupted; the same call goes on from it, with the same result (one process only; the
+    caller deletes it). Under torchrun (torch.distributed with
     any backend), every process calls this with the same arguments, takes its share of each batch, and only the k
     gradients travel. The model is left in the mode it had. An interrupt, or a loss or gradient that is no finite number
     (DataError), leaves the model as it was before the call.
@@ -100,11 +104,13 @@ def tune(
     shared: dict[str, Any] = {key: getattr(settings, key) for key in _SHARED}
     optimizer = SparseAdamW(model, selection, **shared)
     try:
-        with _training(model, settings, ranks):
+        with _training(model, settings, ranks), _kept(checkpoint, selection, optimizer) as kept:
             for number, rows in enumerate(_orders(len(encoded), settings, total), 1):
+                if number <= kept.done:
+                    continue
                 optimizer.lr = settings.lr * factor(number, total, settings)
                 loss = _backward(model, [encoded[i] for i in rows], settings, ranks, optimizer)
-                norm = optimizer.step()
+                norm = kept.step(number)
                 if progress is not None:
                     progress(Step(number, total, loss, norm, optimizer.lr))
         optimizer.lr = settings.lr
@@ -114,6 +120,40 @@ def tune(
         raise
     optimizer.close()
     return adapter
+
+
+class _Kept:
+    """What is done, on disk where there is a checkpoint."""
+
+    def __init__(self, file: Checkpoint | None, selection: Selection, optimizer: SparseAdamW) -> None:
+        self.file, self.selection, self.optimizer = file, selection, optimizer
+        self.done = file.load(optimizer) if file is not None else 0
+        self.random = random_state()
+        self.whole = True  # not in the middle of an update
+
+    def step(self, number: int) -> float:
+        """Make an update and take note of it; write when it is time to. Return the gradient's norm."""
+        self.whole = False
+        norm = self.optimizer.step()
+        self.done, self.random, self.whole = number, random_state(), True
+        if self.file is not None and self.file.due():
+            self.write()
+        return norm
+
+    def write(self) -> None:
+        if self.file is not None and self.whole:
+            self.file.write(self.selection, self.optimizer, self.done, self.random)
+
+
+@contextmanager
+def _kept(file: Checkpoint | None, selection: Selection, optimizer: SparseAdamW) -> Iterator[_Kept]:
+    """Within: updates are counted, and kept when an interrupt ends them."""
+    kept = _Kept(file, selection, optimizer)
+    try:
+        yield kept
+    except KeyboardInterrupt:
+        kept.write()
+        raise
 
 
 def _backward(model: nn.Module, rows: list[Encoded], settings: Tune, ranks: Ranks, optimizer: SparseAdamW) -> float:
