@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from thrifty.errors import DataError, KnobError, close_to, need
 
-__all__ = ["STYLES", "Bidirectional", "Denoiser", "Network", "Subs", "hugging_face", "load_masked_lm", "masked_lm"]
+__all__ = [
+    "STYLES",
+    "Bidirectional",
+    "Denoiser",
+    "Network",
+    "Subs",
+    "hugging_face",
+    "load_masked_lm",
+    "masked_lm",
+    "shifted",
+]
 
 STYLES = ("subs", "bidirectional")
 NEVER = -1e6  # logit of a token that cannot be
@@ -57,6 +67,7 @@ class _Adapter:
     never: tuple[int, ...] = ()
     batch: int = 0
     longest: int | None = None
+    points: ClassVar[bool] = False  # whether decided positions are point masses: selection then reads the others only
 
     def __post_init__(self) -> None:
         """Refuse values outside their range, all at once."""
@@ -99,12 +110,12 @@ class _Adapter:
                 f"logits of shape {tuple(logits.shape)} for states {tuple(ids.shape)} with mask id {self.mask_id}; "
                 "they must be (b, t, v), v above the mask id"
             )
-        logits = logits.float().clone()
+        logits = logits.to(torch.float32, copy=True)
         logits[..., [self.mask_id, *self.never]] = NEVER
         return self._decided(torch.log_softmax(logits, -1), ids), hidden
 
     def _decided(self, log_p: Tensor, ids: Tensor) -> Tensor:
-        """Return the log-probabilities with what the style says of decided positions."""
+        """Return the log-probabilities, changed in place, with what the style says of decided positions."""
         return log_p
 
 
@@ -118,12 +129,13 @@ class Bidirectional(_Adapter):
 class Subs(_Adapter):
     """MDLM-style (SUBS): the mask's logit is -1e6, a decided position is a point mass on its token."""
 
+    points: ClassVar[bool] = True
+
     def _decided(self, log_p: Tensor, ids: Tensor) -> Tensor:
         decided = ids != self.mask_id
-        point = torch.full((1, 1, 1), NEVER, dtype=log_p.dtype, device=log_p.device)
-        log_p = torch.where(decided[..., None], point, log_p)
+        log_p.masked_fill_(decided[..., None], NEVER)
         own = ids.clamp(max=log_p.shape[2] - 1)[..., None]
-        return log_p.scatter(2, own, torch.where(decided[..., None], 0.0, log_p.gather(2, own)))
+        return log_p.scatter_(2, own, torch.where(decided[..., None], 0.0, log_p.gather(2, own)))
 
 
 def hugging_face(model: Any, before: Sequence[int] = (), after: Sequence[int] = ()) -> Network:
@@ -139,6 +151,19 @@ def hugging_face(model: Any, before: Sequence[int] = (), after: Sequence[int] = 
         found = model(input_ids=torch.cat([ends[0], ids, ends[1]], 1), output_hidden_states=True)
         inside = slice(len(before), len(before) + ids.shape[1])
         return found.logits[:, inside], found.hidden_states[-1][:, inside]
+
+    return run
+
+
+def shifted(network: Network) -> Network:
+    """Return a network whose logits are about the next token (Dream's way) as one whose logits are about their own.
+
+    The first position takes its own logits. Whether a checkpoint needs this is for its card to say.
+    """
+
+    def run(ids: Tensor) -> tuple[Tensor, Tensor]:
+        logits, hidden = network(ids)
+        return torch.cat([logits[:, :1], logits[:, :-1]], 1), hidden
 
     return run
 

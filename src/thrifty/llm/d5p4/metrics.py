@@ -15,12 +15,13 @@ from thrifty.errors import DataError, KnobError, need
 from thrifty.llm.d5p4.kernels import gram
 
 __all__ = [
-    "Perplexity", "bleu", "distinct", "expectation_adjusted_distinct", "mean_cosine", "pass_at_k", "perplexity",
-    "self_bleu", "vendi",
+    "Perplexity", "bleu", "distinct", "expectation_adjusted_distinct", "f1", "mean_cosine", "pass_at_k", "perplexity",
+    "self_bleu", "token_entropy", "vendi", "wasserstein",
 ]  # fmt: skip
 
 Tokens = Sequence[Hashable]
 NLL_CAP = 15.0  # nats a token
+MOST_PAIRED = 4096  # embeddings of a set that `wasserstein` takes
 
 
 def distinct(texts: Sequence[Tokens], n: int = 1) -> float:
@@ -81,6 +82,48 @@ def self_bleu(texts: Sequence[Tokens], longest: int = 4) -> float:
     """Return the mean BLEU of each text against the others, 0 to 100: low where they differ."""
     _several(len(texts))
     return sum(bleu(t, [*texts[:i], *texts[i + 1 :]], longest) for i, t in enumerate(texts)) / len(texts)
+
+
+def f1(text: Tokens, references: Sequence[Tokens]) -> float:
+    """Return the F1 of tokens in common, each counted as often as it occurs, with the reference that it fits best.
+
+    >>> f1(["a", "b"], [["b", "c"], ["x"]])
+    0.5
+    """
+    best = 0.0
+    for reference in references:
+        common = sum((Counter(text) & Counter(reference)).values())
+        best = max(best, 2 * common / (len(text) + len(reference)) if common else 0.0)
+    return best
+
+
+def token_entropy(text: Tokens) -> float:
+    """Return the entropy in nats of the tokens within a text: low where it repeats, so the guard of a perplexity.
+
+    >>> token_entropy(["a", "b", "a", "b"]) == math.log(2)
+    True
+    """
+    counts = Counter(text)
+    return -sum(c / len(text) * math.log(c / len(text)) for c in counts.values())
+
+
+def wasserstein(first: Tensor, second: Tensor) -> float:
+    """Return the Wasserstein-1 distance of two sets of embeddings (n, d), (m, d): Euclidean, equal weights, exact.
+
+    Sets of different sizes are repeated to their least common multiple, at most 4096. Raises DataError, KnobError.
+    """
+    n, m = len(first), len(second)
+    if not n or not m or first.shape[1:] != second.shape[1:]:
+        raise DataError(f"sets of embeddings of shapes {tuple(first.shape)} and {tuple(second.shape)}")
+    size = math.lcm(n, m)
+    if size > MOST_PAIRED:
+        raise KnobError(
+            f"{n} and {m} embeddings repeat to {size}; more than {MOST_PAIRED} take too long: use equal sizes"
+        )
+    distance = torch.cdist(first.double(), second.double())
+    whole = distance.repeat_interleave(size // n, 0).repeat_interleave(size // m, 1)
+    rows, columns = need("scipy.optimize", extra="data").linear_sum_assignment(whole.cpu().numpy())
+    return float(whole[torch.from_numpy(rows), torch.from_numpy(columns)].mean())
 
 
 def mean_cosine(embeddings: Tensor) -> float:

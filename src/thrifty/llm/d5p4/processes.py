@@ -13,7 +13,7 @@ from thrifty.errors import DataError, KnobError, close_to
 
 __all__ = ["REMASKING", "Blocks", "Mdlm", "Process", "Stage", "tokens_from"]
 
-REMASKING = ("low_confidence", "random")
+REMASKING = ("low_confidence", "random", "selection_temperature")
 EARLIEST = 1e-5  # the time at which MDLM's steps end; the clean-up step decides the rest
 
 
@@ -90,18 +90,23 @@ class Blocks:
     """LLaDA: blocks from left to right; each step decides the c masked positions of the block it is most sure of.
 
     steps are shared equally by the blocks, the masks of a block by its steps (the remainder goes to the first).
-    remasking "random" decides c random positions. last: tokens (such as the end of text) that are decided only where
-    nothing else is left. Source: LLaDA (arXiv:2502.09992) and its released code.
+    remasking "random" decides c random positions; "selection_temperature" draws c of the 2 c surest, without
+    replacement, by a softmax of their probabilities over that temperature (0 takes the surest). last: tokens (such as
+    the end of text) that are decided only where nothing else is left.
+
+    Source: LLaDA (arXiv:2502.09992) and its released code.
     """
 
     block: int = 32
     remasking: str = "low_confidence"
     temperature: float = 1.0
     last: tuple[int, ...] = ()
+    selection_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""
         _check_temperature(self.temperature)
+        _check_temperature(self.selection_temperature, "selection_temperature")
         if self.block < 1:
             raise KnobError(f"block is {self.block}; it must be at least 1")
         if self.remasking not in REMASKING:
@@ -133,6 +138,8 @@ class Blocks:
             confidence = confidence.masked_fill(found == token, -1e300)
         tokens, sure = part.clone(), torch.full(part.shape, -torch.inf, dtype=torch.float64, device=part.device)
         tokens[masked], sure[masked] = found, confidence
+        if self.remasking == "selection_temperature" and self.selection_temperature > 0:
+            sure = _perturbed(sure, noise[:, inside, 1], 2 * stage.commit, self.selection_temperature)
         places = sure.topk(stage.commit, dim=1).indices
         decide = torch.zeros_like(masked).scatter(1, places, True) & masked
         following = ids.clone()
@@ -140,6 +147,14 @@ class Blocks:
         return following
 
 
-def _check_temperature(value: float) -> None:
+def _perturbed(sure: Tensor, uniform: Tensor, most: int, temperature: float) -> Tensor:
+    """Return keys (b, t) whose c largest are a draw of c among the `most` largest log-probabilities (Gumbel's way)."""
+    best = sure.topk(min(most, sure.shape[1]), dim=1)
+    keys = best.values.exp() / temperature - uniform.gather(1, best.indices).clamp(1e-300, 1 - 1e-16).log().neg().log()
+    keys = torch.where(best.values > -1e299, keys, best.values)  # what comes last or is decided stays behind
+    return torch.full_like(sure, -torch.inf).scatter(1, best.indices, keys)
+
+
+def _check_temperature(value: float, name: str = "temperature") -> None:
     if not value >= 0:
-        raise KnobError(f"temperature is {value}; it must be at least 0")
+        raise KnobError(f"{name} is {value}; it must be at least 0")

@@ -13,7 +13,7 @@ from thrifty.llm.d5p4.denoisers import Denoiser
 from thrifty.llm.d5p4.kernels import gram, quality
 from thrifty.llm.d5p4.processes import Mdlm, Process, Stage
 from thrifty.llm.d5p4.selection import Select, Selector
-from thrifty.llm.d5p4.selectors import Choice
+from thrifty.llm.d5p4.selectors import Choice, greedy_beam
 
 __all__ = ["Alone", "Samples", "StepLog", "sample"]
 
@@ -44,6 +44,8 @@ class Samples:
     w: int
     log: tuple[StepLog, ...]
     passes: int  # sequences that went through the network, guidance counted: state it when methods are compared
+    scores: Tensor  # (k w,) mean log-probability of the generated tokens, each when it was decided
+    picked: tuple[int, ...] = ()  # the k that "best_of" chose at the end
 
     @property
     def groups(self) -> Tensor:
@@ -53,7 +55,7 @@ class Samples:
     @property
     def representatives(self) -> Tensor:
         """(k, t): the first of each group. With a partition a group is a lineage; measure diversity on these."""
-        return self.groups[:, 0]
+        return self.ids[list(self.picked)] if self.picked else self.groups[:, 0]
 
     @property
     def lineages(self) -> tuple[int, ...]:
@@ -72,17 +74,17 @@ class Alone:
         """Return the raw qualities of the whole pool from this process's."""
         return raw
 
-    def cosines(self, hidden: Tensor) -> Tensor:
+    def cosines(self, hidden: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
         """Return the cosines (n, n) of the whole pool from this process's hidden states (m, t, e)."""
-        return gram(hidden)
+        return gram(hidden, precision)
 
     def choose(self, choose: Callable[[], Choice]) -> Choice:
         """Return the choice that all processes share."""
         return choose()
 
-    def merge(self, ids: Tensor) -> Tensor:
-        """Return the states (n, t) of the whole pool; those drawn by other processes are 0 here."""
-        return ids
+    def merge(self, numbers: Tensor) -> Tensor:
+        """Return numbers (n, ...) of the whole pool; those of states drawn by other processes are 0 here."""
+        return numbers
 
 
 def sample(
@@ -94,10 +96,11 @@ def sample(
     """Return k groups of w sequences, decoded together.
 
     start: how many masks, or token ids (t,) with masks where tokens are wanted. selector: `Select()` is D5P4+; None
-    decodes k w sequences independently. window: selection takes place in the steps [first, end), the clean-up step
-    included when end is None; in other steps every state has one child. guided: steps with guidance. generator: a CPU
-    generator, the only source of the sequences' noise: two float64 numbers a position and step, whatever is selected.
-    quality_of: overrides the selector's. progress(done, all) may raise to interrupt.
+    decodes k w sequences independently, and `Select("best_of")` chooses k of those at the end. window: selection takes
+    place in the steps [first, end), the clean-up step included when end is None; in other steps every state has one
+    child. guided: steps with guidance. generator: a CPU generator, the only source of the sequences' noise: two float64
+    numbers a position and step, whatever is selected. quality_of: overrides the selector's. progress(done, all) may
+    raise to interrupt.
     A step costs k w forward passes (2 k w with guidance). Raises KnobError, DataError.
 
     Source: D5P4 (2026) and its released code.
@@ -108,7 +111,11 @@ def sample(
     stages = process.stages(begin, denoiser.mask_id, steps)
     n, given = k * w, (begin != denoiser.mask_id).to(device)
     kind = quality_of or (selector.quality if isinstance(selector, Select) else "entropy")
+    precision = torch.float64 if isinstance(selector, Select) and selector.precision == "float64" else torch.float32
+    final = selector if isinstance(selector, Select) and selector.method == "best_of" else None
+    points = bool(getattr(denoiser, "points", False))
     ids, lineages = begin.to(device).expand(n, -1).clone(), list(range(k))
+    sums = torch.zeros(n, dtype=torch.float64, device=device)
     own = ranks.own(n)
     log: list[StepLog] = []
     passes = 0
@@ -118,18 +125,23 @@ def sample(
         passes += n * denoiser.passes(guide)
         entry = StepLog(step)
         parents = torch.arange(n)
-        if selector is not None and _within(step, window):
+        if selector is not None and final is None and _within(step, window):
             masked = ids[own[0] : own[1]] == denoiser.mask_id
-            entry = _select(selector, ranks, log_p, hidden, masked, stage, kind, k, step)
+            raw, cosines = _pool(ranks, log_p, hidden, masked, stage, kind, points, precision)
+            entry = _select(selector, ranks, raw, cosines, k, step)
             parents = torch.tensor(entry.chosen).repeat_interleave(w)
             lineages = [lineages[c // w] for c in entry.chosen]
         noise = torch.rand(n, len(begin), 2, dtype=torch.float64, generator=generator)
-        ids = ranks.merge(_children(process, ids, log_p, noise, parents, own, stage, denoiser.mask_id))
+        drawn = _children(process, ids, log_p, noise, parents, own, stage, denoiser.mask_id)
+        ids, sums = ranks.merge(drawn[0]), sums[parents.to(device)] + ranks.merge(drawn[1])
         masks = int((ids == denoiser.mask_id).sum())
         log.append(replace(entry, lineages=tuple(lineages), masks=masks, passes=passes))
         if progress is not None:
             progress(step + 1, len(stages))
-    return Samples(ids, k, w, tuple(log), passes)
+    scores = (sums / (begin == denoiser.mask_id).sum()).cpu()
+    return Samples(
+        ids, k, w, tuple(log), passes, scores, greedy_beam(scores, k, final.partition).indices if final else ()
+    )
 
 
 def _within(step: int, window: tuple[int, int | None]) -> bool:
@@ -156,16 +168,18 @@ def _start(denoiser: Denoiser, k: int, w: int, steps: int, start: int | Tensor) 
     return state
 
 
-def _select(
-    selector: Selector, ranks: Alone, log_p: Tensor, hidden: Tensor, masked: Tensor, stage: Stage, kind: str, k: int,
-    step: int,
-) -> StepLog:  # fmt: skip
-    """Return the log entry of a selection among the whole pool."""
+def _pool(
+    ranks: Alone, log_p: Tensor, hidden: Tensor, masked: Tensor, stage: Stage, kind: str, points: bool,
+    precision: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the raw qualities (n,) and the cosines (n, n) of the whole pool."""
     inside = slice(stage.first, stage.end)
-    rows = max(1, _CHUNK // (log_p.shape[1] * log_p.shape[2]))
-    pieces = zip(torch.split(log_p[:, inside], rows), torch.split(masked[:, inside], rows), strict=True)
-    raw = ranks.gather(torch.cat([quality(p, kind, m) for p, m in pieces]))
-    cosines = ranks.cosines(hidden[:, inside])
+    raw = ranks.gather(quality(log_p[:, inside], kind, masked[:, inside], points, precision))
+    return raw, ranks.cosines(hidden[:, inside], precision)
+
+
+def _select(selector: Selector, ranks: Alone, raw: Tensor, cosines: Tensor, k: int, step: int) -> StepLog:
+    """Return the log entry of a selection among the whole pool."""
     choice = ranks.choose(lambda: selector(raw, cosines, k, step))
     if len(set(choice.indices)) != k or not all(0 <= i < len(raw) for i in choice.indices):
         raise DataError(f"the selector chose {choice.indices}; it must choose {k} different ones of {len(raw)}")
@@ -178,13 +192,21 @@ def _select(
 def _children(
     process: Process, ids: Tensor, log_p: Tensor, noise: Tensor, parents: Tensor, own: tuple[int, int], stage: Stage,
     mask_id: int,
-) -> Tensor:  # fmt: skip
-    """Return the next pool (n, t), drawn in pieces; children of parents that are another process's stay 0."""
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the next pool (n, t), drawn in pieces, and the log-probabilities (n,) of what each has decided now.
+
+    Both are 0 for children of parents that are another process's.
+    """
     following = torch.zeros_like(ids)
+    decided = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
     mine = ((parents >= own[0]) & (parents < own[1])).nonzero().flatten()
     rows = max(1, _CHUNK // (log_p.shape[1] * log_p.shape[2]))
     for part in torch.split(mine, rows):
         parent = parents[part].to(ids.device)
-        drawn = process.draw(ids[parent], log_p[parent - own[0]], noise[part].to(ids.device), stage, mask_id)
-        following[part.to(ids.device)] = drawn
-    return following
+        held, there = ids[parent], part.to(ids.device)
+        drawn = process.draw(held, log_p[parent - own[0]], noise[part].to(ids.device), stage, mask_id)
+        row, place = ((held == mask_id) & (drawn != mask_id)).nonzero(as_tuple=True)
+        gained = log_p[parent[row] - own[0], place, drawn[row, place]].double()
+        following[there] = drawn
+        decided.index_add_(0, there[row], gained)
+    return following, decided

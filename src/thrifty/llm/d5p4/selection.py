@@ -12,9 +12,12 @@ from thrifty.errors import DataError, KnobError, close_to
 from thrifty.llm.d5p4 import kernels, selectors
 from thrifty.llm.d5p4.selectors import Choice
 
-__all__ = ["METHODS", "Select", "Selector"]
+__all__ = ["METHODS", "PRECISIONS", "Select", "Selector"]
 
-METHODS = ("greedy_map", "map_set", "greedy_beam", "diverse_beam", "independent", "k_dpp", "exhaustive")
+METHODS = (
+    "greedy_map", "map_set", "greedy_beam", "diverse_beam", "independent", "k_dpp", "exhaustive", "best_of",
+)  # fmt: skip
+PRECISIONS = ("float32", "float64")
 
 
 class Selector(Protocol):
@@ -26,7 +29,11 @@ class Selector(Protocol):
 
 @dataclass(frozen=True)
 class Select:
-    """How survivors are chosen. The defaults are D5P4+ with the released kernel; beta has opposite roles (`kernel`)."""
+    """How survivors are chosen. The defaults are D5P4+ with the released kernel; beta has opposite roles (`kernel`).
+
+    "best_of" chooses once, at the end: of k w sequences decoded independently those that the model is surest of
+    (`Samples.scores`), the best of each group, or without a partition the k best of all.
+    """
 
     method: str = "greedy_map"
     form: str = "additive"  # "multiplicative" is D5P4x
@@ -37,7 +44,9 @@ class Select:
     quality: str = "entropy"  # read by the loop
     partition: bool = True  # one survivor of each group; k_dpp has none
     polish: bool = False  # greedy_map: exchange single candidates afterwards
-    seed: int = 0  # of independent and k_dpp
+    seed: int = 0  # of independent, k_dpp and a temperature
+    temperature: float = 0.0  # exhaustive: of a draw by log-determinant; 0 takes the best
+    precision: str = "float32"  # of entropies and Gram matrix, read by the loop
 
     def __post_init__(self) -> None:
         """Refuse values outside their range, all at once."""
@@ -50,7 +59,10 @@ class Select:
             f"quality is '{self.quality}'; {close_to(str(self.quality), kernels.QUALITIES)}": (
                 self.quality in kernels.QUALITIES
             ),
+            f"precision is '{self.precision}'; {close_to(str(self.precision), PRECISIONS)}": self.precision
+            in PRECISIONS,
             f"gamma is {self.gamma}; it must be positive": self.gamma > 0,
+            f"temperature is {self.temperature}; it must be at least 0": self.temperature >= 0,
         }
         if wrong := [sentence for sentence, fine in rules.items() if not fine]:
             raise KnobError("; ".join(wrong))
@@ -61,26 +73,29 @@ class Select:
         The value is that of the kernel for every method. A k-DPP on a pool of too low rank (all candidates alike, as in
         the first step) falls back to chance and is flagged. Raises DataError, KnobError.
         """
+        if self.method == "best_of":
+            raise KnobError("'best_of' chooses among finished sequences, not in a step; give it to `sample`")
         q = kernels.normalised(raw)
         kernel = kernels.kernel(q, kernels.similarity(cosines, self.similarity, self.gamma), self.form, self.beta)
         found = self._chosen(q, cosines, kernel, k, step)
-        return replace(found, value=selectors.log_det(kernel, found.indices))
+        return found if found.value == found.value else replace(found, value=selectors.log_det(kernel, found.indices))
 
     def _chosen(self, q: Tensor, cosines: Tensor, kernel: Tensor, k: int, step: int) -> Choice:
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + step)
+        if self.method == "greedy_map":
+            return selectors.greedy_map(kernel, k, self.partition, polish=self.polish)
+        if self.method == "map_set":
+            return selectors.map_set(kernel, k, self.partition)
         if self.method == "greedy_beam":
             return selectors.greedy_beam(q, k, self.partition)
         if self.method == "diverse_beam":
             return selectors.diverse_beam(q, cosines, k, self.alpha, self.partition)
-        if self.method == "independent":
-            return selectors.independent(len(q), k, generator, self.partition)
-        if self.method == "map_set":
-            return selectors.map_set(kernel, k, self.partition)
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + step)
         if self.method == "exhaustive":
-            return selectors.exhaustive(kernel, k, self.partition)
+            return selectors.exhaustive(kernel, k, self.partition, self.temperature, generator)
         if self.method == "k_dpp":
             try:
                 return selectors.k_dpp(kernel, k, generator)
             except DataError:
-                return replace(selectors.independent(len(q), k, generator, partition=False), flagged=True)
-        return selectors.greedy_map(kernel, k, self.partition, polish=self.polish)
+                drawn = selectors.independent(len(q), k, generator, partition=False)
+                return replace(drawn, value=selectors.log_det(kernel, drawn.indices), flagged=True)
+        return selectors.independent(len(q), k, generator, self.partition)

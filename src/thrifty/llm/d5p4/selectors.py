@@ -6,12 +6,14 @@ A pool has n = k w candidates; group g holds candidates g w to g w + w - 1. With
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from thrifty.errors import DataError, KnobError
+from thrifty.llm.d5p4 import compiled
 
 FLOOR = 1e-10  # of a conditional variance: beneath it candidates are the same
 EXACT_SETS = 1024  # sets that `map_set` tries all
@@ -35,48 +37,66 @@ def log_det(kernel: Tensor, indices: tuple[int, ...] | list[int]) -> float:
     return float(value) if sign > 0 else float("-inf")
 
 
-def greedy_map(
-    kernel: Tensor, k: int, partition: bool = True, starts: str = "all", polish: bool = False
-) -> Choice:
+def greedy_map(kernel: Tensor, k: int, partition: bool = True, starts: str = "all", polish: bool = False) -> Choice:
     """Return k candidates that maximise log det K_Y greedily, from every start at once ("all"), or from the best one.
 
     kernel: (n, n) symmetric, n a multiple of k where there is a partition: then one of each group is chosen. The
-    incremental Cholesky runs from all starts in parallel, O(n^2 k^2) operations; the best end wins, so for k = 2
-    the answer is exact. starts="one" begins with the largest diagonal entry. polish: single candidates are then
-    exchanged while that helps. Raises DataError, KnobError.
+    incremental Cholesky runs from all starts, O(n^2 k^2) operations; the best end wins, so for k = 2 the answer is
+    exact. starts="one" begins with the largest diagonal entry. polish: single candidates are then exchanged while that
+    helps. Kernels on the CPU go through compiled code where numba is installed (`pip install 'thrifty[speed]'`): the
+    same choices, ties included. Raises DataError, KnobError.
 
     Source: Chen, Zhang & Zhou 2018 (arXiv:1709.05135), the incremental form; D5P4 (2026), partition and starts.
     """
     checked, group_of = _pool(kernel, k, partition)
-    n = len(checked)
     if starts not in ("all", "one"):
         raise KnobError(f"starts is '{starts}'; it must be 'all' or 'one'")
-    diagonal = checked.diagonal()
-    begin = torch.arange(n, device=checked.device) if starts == "all" else diagonal.argmax()[None]
-    every = torch.arange(len(begin), device=checked.device)
-    variance = diagonal.expand(len(begin), n).clone()
-    basis = torch.zeros(k, len(begin), n, dtype=torch.float64, device=checked.device)
-    taken = torch.zeros(len(begin), n, dtype=torch.bool, device=checked.device)
-    chosen = torch.zeros(len(begin), k, dtype=torch.long, device=checked.device)
-    value = torch.zeros(len(begin), dtype=torch.float64, device=checked.device)
-    flagged = torch.zeros(len(begin), dtype=torch.bool, device=checked.device)
-    for step in range(k):
-        pick = begin if step == 0 else variance.masked_fill(taken, -torch.inf).argmax(1)
-        own = variance[every, pick]  # read before anything is masked
-        flagged |= own <= FLOOR
-        own = own.clamp_min(FLOOR)
-        value += own.log()
-        chosen[:, step] = pick
-        taken |= group_of[None, :] == group_of[pick][:, None]
-        before = basis[:step, every, pick]
-        row = (checked[pick] - torch.einsum("ms,msn->sn", before, basis[:step])) / own.sqrt()[:, None]
-        basis[step] = row
-        variance = variance - row * row
-    best = int(value.argmax())
+    begin = torch.arange(len(checked), device=checked.device)
+    if starts == "one":
+        begin = checked.diagonal().argmax()[None]
+    if checked.device.type == "cpu" and compiled.available():
+        found = compiled.greedy(checked.numpy(), group_of.numpy(), begin.numpy(), k, FLOOR)
+        chosen, own = (torch.from_numpy(part) for part in found)
+    else:
+        chosen, own = _greedy(checked, group_of, begin, k)
+    ends = own.clamp_min(FLOOR).log().sum(1)
+    best = int(ends.argmax())
     indices = tuple(sorted(chosen[best].tolist()))
-    if polish:
-        indices = _polished(checked, group_of, indices)
-    return Choice(indices, log_det(checked, indices), bool(flagged[best]))
+    flagged = min(own[best].tolist()) <= FLOOR
+    if polish and (better := _polished(checked, group_of, indices)) != indices:
+        return Choice(better, log_det(checked, better), flagged)
+    return Choice(indices, log_det(checked, indices) if flagged else float(ends[best]), flagged)
+
+
+def _greedy(kernel: Tensor, group_of: Tensor, begin: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the candidates (s, k) that each of s starts takes, in order, and their conditional variances (s, k).
+
+    L D L^T rather than Cholesky, so that there are no square roots. On the CPU the operations are those of
+    `compiled.greedy`, in its order; accelerators sum by matrix products.
+    """
+    n, starts = len(kernel), len(begin)
+    alike = group_of[:, None] == group_of
+    variance = kernel.diagonal().expand(starts, n).clone()
+    basis = torch.empty(k, starts, n, dtype=torch.float64, device=kernel.device)
+    inverse = torch.empty(k, starts, 1, dtype=torch.float64, device=kernel.device)
+    chosen = torch.empty(starts, k, dtype=torch.long, device=kernel.device)
+    own = torch.empty(starts, k, dtype=torch.float64, device=kernel.device)
+    for step in range(k):
+        pick = variance.argmax(1) if step else begin
+        value = variance.gather(1, pick[:, None])
+        chosen[:, step], own[:, step] = pick, value[:, 0]
+        variance.masked_fill_(alike[pick], -torch.inf)
+        row = basis[step]
+        torch.index_select(kernel, 0, pick, out=row)
+        before = basis[:step].gather(2, pick.expand(step, starts)[..., None]) * inverse[:step]
+        if kernel.device.type == "cpu":
+            for lower, share in zip(basis[:step], before, strict=True):
+                row.sub_(lower * share)
+        elif step:
+            row.sub_(torch.einsum("msi,msn->sn", before, basis[:step]))
+        inverse[step] = value.clamp_min_(FLOOR).reciprocal_()
+        variance.sub_((row * row).mul_(inverse[step]))
+    return chosen, own
 
 
 def _polished(kernel: Tensor, group_of: Tensor, indices: tuple[int, ...]) -> tuple[int, ...]:
@@ -104,27 +124,37 @@ def _all(group_of: Tensor) -> set[int]:
     return set(group_of.tolist())
 
 
-def exhaustive(kernel: Tensor, k: int, partition: bool = True) -> Choice:
-    """Return the best of all sets; raises KnobError where there are more than MOST_EXHAUSTIVE."""
+def exhaustive(
+    kernel: Tensor, k: int, partition: bool = True, temperature: float = 0.0, generator: torch.Generator | None = None
+) -> Choice:
+    """Return the best of all sets, or with a temperature one drawn with P in proportion to det K_Y^(1 / temperature).
+
+    generator: a CPU generator, needed with a temperature. Raises KnobError, also where there are more sets than
+    MOST_EXHAUSTIVE; DataError.
+    """
     checked, _ = _pool(kernel, k, partition)
     n = len(checked)
     w = n // k
     count = w**k if partition else _binomial(n, k)
     if count > MOST_EXHAUSTIVE:
         raise KnobError(f"{count} sets are too many to try all; use greedy_map")
+    if temperature < 0 or (temperature > 0 and generator is None):
+        raise KnobError(f"temperature is {temperature}; it must be at least 0, and with a generator where it is not 0")
     if partition:
         sets = torch.cartesian_prod(*(torch.arange(g * w, g * w + w) for g in range(k))).reshape(-1, k)
     else:
         sets = torch.tensor(list(itertools.combinations(range(n), k)))
-    sets = sets.to(checked.device)
-    best, found = -torch.inf, sets[0]
-    for start in range(0, len(sets), 1 << 14):
-        part = sets[start : start + (1 << 14)]
+    parts = []
+    for part in torch.split(sets.to(checked.device), 1 << 14):
         sign, value = torch.linalg.slogdet(checked[part[:, :, None], part[:, None, :]])
-        value = torch.where(sign > 0, value, -torch.inf)
-        if float(value.max()) > best:
-            best, found = float(value.max()), part[int(value.argmax())]
-    return Choice(tuple(sorted(found.tolist())), best)
+        parts.append(torch.where(sign > 0, value, -torch.inf))
+    values = torch.cat(parts).cpu()
+    pick = int(values.argmax())
+    if temperature > 0 and bool(torch.isfinite(values[pick])):
+        sums = torch.softmax(values / temperature, 0).cumsum(0)
+        at = torch.rand(1, generator=generator, dtype=torch.float64) * sums[-1]
+        pick = min(int(torch.searchsorted(sums, at, right=True)), count - 1)
+    return Choice(tuple(sorted(sets[pick].tolist())), float(values[pick]))
 
 
 def map_set(kernel: Tensor, k: int, partition: bool = True) -> Choice:
@@ -233,14 +263,16 @@ def _pool(matrix: Tensor, k: int, partition: bool) -> tuple[Tensor, Tensor]:
     if matrix.shape != (n, n) or n == 0:
         raise DataError(f"a kernel is square; this one has shape {tuple(matrix.shape)}")
     checked = matrix.detach().double()
-    if not torch.isfinite(checked).all():
+    apart = checked - checked.T
+    low, high = (float(end) for end in apart.aminmax())  # NaN where an entry is not finite
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise DataError(f"the kernel has {int((~torch.isfinite(checked)).sum())} entries that are not finite")
-    away = float((checked - checked.T).abs().max())
-    if away > 1e-6 * float(checked.abs().max().clamp_min(1e-300)):
-        raise DataError(f"the kernel is not symmetric: entries differ by up to {away:.3g}")
+    if high > 0.0 and high > 1e-6 * float(checked.abs().max()):
+        raise DataError(f"the kernel is not symmetric: entries differ by up to {high:.3g}")
     w = _width(n, k, partition)
     places = torch.arange(n, device=matrix.device)
-    return (checked + checked.T) / 2, places // w if partition else places
+    whole = (checked + checked.T).mul_(0.5) if high > 0.0 else checked.contiguous()
+    return whole, places // w if partition else places
 
 
 def _width(n: int, k: int, partition: bool = True) -> int:
@@ -252,6 +284,4 @@ def _width(n: int, k: int, partition: bool = True) -> int:
 
 
 def _binomial(n: int, k: int) -> int:
-    import math
-
     return math.comb(n, k)

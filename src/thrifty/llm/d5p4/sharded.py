@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from thrifty.errors import DataError, KnobError
+from thrifty.llm.d5p4.kernels import shared_gram
 from thrifty.llm.d5p4.sampling import Alone
 from thrifty.llm.d5p4.selectors import Choice
 
 __all__ = ["Ranks"]
-
-_CHUNK = 2**24  # as in kernels.gram: the same pieces, so the same sums
 
 
 class Ranks(Alone):
@@ -48,22 +47,9 @@ class Ranks(Alone):
         self._dist.all_gather(parts, raw.contiguous(), group=self._group)
         return torch.cat(parts)
 
-    def cosines(self, hidden: Tensor) -> Tensor:
+    def cosines(self, hidden: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
         """Return the cosines (n, n) of the whole pool: `kernels.gram`, its pieces gathered."""
-        flat = hidden.reshape(len(hidden), -1)
-        bad = (~torch.isfinite(flat)).sum()
-        self._dist.all_reduce(bad, group=self._group)
-        if int(bad):
-            raise DataError("hidden states are not finite; check the model")
-        n = len(flat) * self.world
-        piece = max(1, _CHUNK // n)
-        found = torch.zeros(n, n, dtype=torch.float64, device=flat.device)
-        for first in range(0, flat.shape[1], piece):
-            part = self.gather(flat[:, first : first + piece]).double()
-            found += part @ part.T
-        length = found.diagonal().clamp_min(1e-300).sqrt()
-        found = found / (length[:, None] * length)
-        return ((found + found.T) / 2).fill_diagonal_(1.0)
+        return shared_gram(hidden, len(hidden) * self.world, self.gather, precision)
 
     def choose(self, choose: Callable[[], Choice]) -> Choice:
         """Return rank 0's choice, or raise its error, on every rank."""
@@ -80,7 +66,7 @@ class Ranks(Alone):
         found: Choice = box[0]
         return found
 
-    def merge(self, ids: Tensor) -> Tensor:
+    def merge(self, numbers: Tensor) -> Tensor:
         """Return the sum over ranks: each child was drawn by one."""
-        self._dist.all_reduce(ids, group=self._group)
-        return ids
+        self._dist.all_reduce(numbers, group=self._group)
+        return numbers

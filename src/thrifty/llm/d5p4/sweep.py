@@ -34,11 +34,13 @@ class Point:
 def grid(
     betas: Sequence[float] = (), alphas: Sequence[float] = (), multiplicative: Sequence[float] = (), **options: Any
 ) -> list[Select | None]:
-    """Return independent sampling, greedy beam, D5P4+ for each beta, D5P4x for each of `multiplicative`, diverse beams.
+    """Return independent sampling, best of N, greedy beam, D5P4+ for each beta, D5P4x, diverse beams.
 
-    options: further fields of `Select`, the same for all.
+    betas: of D5P4+; multiplicative: betas of D5P4x; best of N takes k of the k w finished sequences. options: further
+    fields of `Select`, the same for all.
     """
-    found: list[Select | None] = [None, Select("greedy_beam", **options)]
+    found: list[Select | None] = [None, Select("best_of", **{**options, "partition": False})]
+    found += [Select("greedy_beam", **options)]
     found += [Select(beta=b, **options) for b in betas]
     found += [Select(form="multiplicative", beta=b, **options) for b in multiplicative]
     return found + [Select("diverse_beam", alpha=a, **options) for a in alphas]
@@ -110,4 +112,4 @@ def _family(selector: Select | None) -> str:
         return "independent"
     if selector.method in ("greedy_map", "map_set"):
         return "D5P4+" if selector.form == "additive" else "D5P4×"
-    return selector.method.replace("_", " ")
+    return "best of N" if selector.method == "best_of" else selector.method.replace("_", " ")

@@ -68,6 +68,33 @@ def test_mean_cosine_and_vendi():
         metrics.vendi(torch.ones(2, 3))
 
 
+def test_f1_and_token_entropy():
+    assert metrics.f1(list("aab"), [list("abb"), list("x")]) == pytest.approx(2 * 2 / 6)
+    assert metrics.f1(list("ab"), [list("cd")]) == 0.0
+    assert metrics.f1([], [[]]) == 0.0
+    assert metrics.token_entropy(list("abcd")) == pytest.approx(math.log(4))
+    assert metrics.token_entropy(list("aaaa")) == 0.0
+    assert metrics.token_entropy([]) == 0.0
+    assert metrics.token_entropy(list("aab")) == pytest.approx(-2 / 3 * math.log(2 / 3) - 1 / 3 * math.log(1 / 3))
+
+
+def test_wasserstein_is_that_of_the_sorted_numbers_in_one_dimension():
+    generator = torch.Generator().manual_seed(0)
+    for n, m in ((5, 5), (4, 6), (1, 7)):
+        first, second = torch.randn(n, 1, generator=generator), 2 + 3 * torch.randn(m, 1, generator=generator)
+        size = math.lcm(n, m)
+        sorted_apart = [x.repeat_interleave(size // len(x), 0).flatten().sort().values for x in (first, second)]
+        expected = float((sorted_apart[0] - sorted_apart[1]).abs().mean())
+        assert metrics.wasserstein(first, second) == pytest.approx(expected, rel=1e-5)
+    plane = torch.randn(6, 3, generator=generator)
+    assert metrics.wasserstein(plane, plane[torch.tensor([3, 1, 0, 2, 5, 4])]) == pytest.approx(0.0, abs=1e-6)
+    assert metrics.wasserstein(plane, plane + torch.tensor([3.0, 4.0, 0.0])) == pytest.approx(5.0, rel=1e-5)
+    with pytest.raises(DataError, match="shapes"):
+        metrics.wasserstein(plane, torch.zeros(2, 4))
+    with pytest.raises(KnobError, match="repeat to"):
+        metrics.wasserstein(torch.zeros(997, 1), torch.zeros(991, 1))
+
+
 def test_pass_at_k_is_the_share_of_subsets_with_a_success():
     for n, correct, k in ((6, 2, 3), (5, 0, 2), (5, 5, 1), (4, 1, 4)):
         subsets = list(combinations([i < correct for i in range(n)], k))
@@ -120,16 +147,16 @@ def test_a_sweep_compares_selectors_at_equal_forward_passes():
         denoiser, 3, 3, 5, d5p4.grid(betas=[0.5, 8.0], multiplicative=[5.0], alphas=[2.0]), measure, seeds=(0, 1),
         minimise=("cosine", "repetition"), start=10,
     )  # fmt: skip
-    assert len(points) == 6
+    assert len(points) == 7
     assert any(p.pareto for p in points)
     assert {p.passes for p in points} == {9 * 6}
     assert points[0].selector is None
     assert all(len(p.runs) == 2 for p in points)
-    assert points[2].metrics["cosine"] == pytest.approx(sum(r["cosine"] for r in points[2].runs) / 2)
+    assert points[3].metrics["cosine"] == pytest.approx(sum(r["cosine"] for r in points[3].runs) / 2)
     picture = d5p4.trade_off(points, "cosine", "repetition")
-    names = ["independent", "greedy beam", "D5P4+", "D5P4×", "diverse beam", "Pareto set"]
+    names = ["independent", "best of N", "greedy beam", "D5P4+", "D5P4×", "diverse beam", "Pareto set"]
     assert [line.name for line in picture.lines] == names
-    assert list(picture.lines[2].x) == [p.metrics["cosine"] for p in points[2:4]]
+    assert list(picture.lines[3].x) == [p.metrics["cosine"] for p in points[3:5]]
     assert len(picture.lines[-1].x) == sum(p.pareto for p in points)
     assert picture.note == "54 forward passes each"
     assert chart(picture).startswith("<svg")

@@ -16,9 +16,12 @@ SELECTORS = [
     d5p4.Select(), d5p4.Select(form="multiplicative", beta=5.0), d5p4.Select(quality="masked_entropy", polish=True),
     d5p4.Select(quality="self_certainty", similarity="cosine"), d5p4.Select("greedy_beam"),
     d5p4.Select("diverse_beam", alpha=2.0), d5p4.Select("independent"), d5p4.Select("exhaustive"),
-    d5p4.Select("map_set"),
+    d5p4.Select("map_set"), d5p4.Select("exhaustive", temperature=0.5), d5p4.Select(precision="float64"),
 ]  # fmt: skip
-PROCESSES = [d5p4.Mdlm(), d5p4.Blocks(block=4), d5p4.Blocks(block=4, remasking="random")]
+PROCESSES = [
+    d5p4.Mdlm(), d5p4.Blocks(block=4), d5p4.Blocks(block=4, remasking="random"),
+    d5p4.Blocks(block=4, remasking="selection_temperature", selection_temperature=0.3),
+]  # fmt: skip
 
 
 def network(seed=0):
@@ -239,6 +242,67 @@ def test_blocks_decide_the_surest_from_left_to_right():
         process.stages(start, MASK, 5)
 
 
+def test_selection_temperature_draws_c_of_the_2_c_surest():
+    """The first of a draw of 1 among the 2 surest has the softmax of their probabilities; 20,000 draws, 3 sigma."""
+    n, temperature = 20_000, 0.2
+    process = d5p4.Blocks(block=4, temperature=0, remasking="selection_temperature", selection_temperature=temperature)
+    p = torch.tensor([0.5, 0.9, 0.6, 0.7])
+    log_p = torch.stack([p, 1 - p, torch.zeros(4)], -1).log().expand(n, -1, -1)
+    start = torch.full((n, 4), 2)
+    noise = torch.rand(n, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    stage = process.stages(start[0], 2, 4)[0]
+    decided = process.draw(start, log_p, noise, stage, 2) != 2
+    assert bool((decided.sum(1) == 1).all())
+    expected = float(torch.softmax(torch.tensor([0.9, 0.7]) / temperature, 0)[0])
+    share = decided.double().mean(0)
+    assert float(share[0]) == float(share[2]) == 0.0
+    assert float(share[1]) == pytest.approx(expected, abs=3 * (expected * (1 - expected) / n) ** 0.5)
+    sure = d5p4.Blocks(block=4, temperature=0, remasking="selection_temperature", selection_temperature=0.0)
+    plain = d5p4.Blocks(block=4, temperature=0)
+    stage = plain.stages(start[0], 2, 2)[0]
+    assert torch.equal(sure.draw(start, log_p, noise, stage, 2), plain.draw(start, log_p, noise, stage, 2))
+    four = process.draw(start, log_p, noise, plain.stages(start[0], 2, 1)[0], 2)
+    assert not bool((four == 2).any())
+    late = d5p4.Blocks(block=4, temperature=0, remasking="selection_temperature", last=(0,))
+    mixed = torch.stack([p, 1 - p, torch.zeros(4)], -1)
+    mixed[:2] = torch.tensor([0.2, 0.8, 0.0])
+    found = late.draw(start, mixed.log().expand(n, -1, -1), noise, stage, 2)
+    assert bool((found[:, :2] == 1).all())  # the end of text waits although it is as sure
+    assert bool((found[:, 2:] == 2).all())
+    with pytest.raises(KnobError, match="selection_temperature is -1"):
+        d5p4.Blocks(selection_temperature=-1.0)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+def test_scores_are_the_mean_log_probability_of_the_tokens_when_they_were_decided(process):
+    watched = Watched(subs())
+    start = torch.full((T,), MASK)
+    start[:3] = 5
+    samples = draw(d5p4.Select(), denoiser=watched, process=process, start=start)
+    states = [*watched.states, samples.ids]
+    expected = torch.zeros(12, dtype=torch.float64)
+    for x, y, log in zip(states, states[1:], samples.log, strict=False):
+        parents = torch.tensor(log.chosen).repeat_interleave(3)
+        p = subs()(x)[0].double()[parents].gather(2, y[..., None])[..., 0]
+        expected = expected[parents] + torch.where((x[parents] == MASK) & (y != MASK), p, 0.0).sum(1)
+    torch.testing.assert_close(samples.scores, expected / (T - 3))
+
+
+def test_best_of_n_takes_the_sequences_that_the_model_is_surest_of():
+    plain = draw(None)
+    best, of_all = draw(d5p4.Select("best_of")), draw(d5p4.Select("best_of", partition=False))
+    for found in (best, of_all):
+        assert torch.equal(found.ids, plain.ids)
+        assert torch.equal(found.scores, plain.scores)
+        assert found.passes == plain.passes
+    assert torch.equal(best.representatives, plain.groups[torch.arange(4), plain.scores.reshape(4, 3).argmax(1)])
+    assert sorted(of_all.picked) == sorted(plain.scores.topk(4).indices.tolist())
+    assert of_all.scores[list(of_all.picked)].min() >= plain.scores.sort().values[-4]
+    assert len({i // 3 for i in best.picked}) == 4
+    with pytest.raises(KnobError, match="finished sequences"):
+        d5p4.Select("best_of")(torch.zeros(4), torch.eye(4), 2)
+
+
 def test_only_the_current_block_counts_for_selection_and_any_function_may_select():
     seen = []
 
@@ -302,6 +366,15 @@ def test_a_hugging_face_masked_language_model_decodes(tmp_path):
         d5p4.load_masked_lm(tmp_path / "nowhere")
 
 
+def test_logits_about_the_next_token_can_be_shifted():
+    ids = torch.randint(V - 1, (2, 6), generator=torch.Generator().manual_seed(0))
+    logits, hidden = network()(ids)
+    moved, same = d5p4.shifted(network())(ids)
+    assert torch.equal(moved[:, 1:], logits[:, :-1])
+    assert torch.equal(moved[:, 0], logits[:, 0])
+    assert torch.equal(same, hidden)
+
+
 def test_the_longest_sequence_of_a_roberta_leaves_out_the_padding_rows():
     hf = pytest.importorskip("transformers")
     config = hf.RobertaConfig(
@@ -326,6 +399,8 @@ def test_bad_knobs_are_refused_together():
         d5p4.Select("greedy", form="add", gamma=0.0)
     for what in ("method is", "form is", "gamma is 0.0"):
         assert what in str(caught.value)
+    with pytest.raises(KnobError, match=r"precision is 'half'.*temperature is -1"):
+        d5p4.Select(precision="half", temperature=-1.0)
     with pytest.raises(KnobError, match="temperature"):
         d5p4.Mdlm(temperature=-1.0)
     with pytest.raises(KnobError, match="remasking"):

@@ -37,9 +37,7 @@ def denoiser(counted):
 def decoded(case, counted, ranks=None):
     selector, process = CASES[case]
     generator = torch.Generator().manual_seed(3)
-    return d5p4.sample(
-        denoiser(counted), 4, 3, 6, selector, start=T, generator=generator, process=process, ranks=ranks
-    )
+    return d5p4.sample(denoiser(counted), 4, 3, 6, selector, start=T, generator=generator, process=process, ranks=ranks)
 
 
 def worker(rank, port, count, folder):
@@ -53,9 +51,7 @@ def worker(rank, port, count, folder):
             samples = decoded(case, counted, d5p4.Ranks())
             found[case] = {"ids": samples.ids, "log": repr(samples.log), "rows": sum(counted), "passes": samples.passes}
         try:
-            d5p4.sample(
-                denoiser([]), 3, 1, 2, d5p4.Select(), start=T, generator=torch.Generator(), ranks=d5p4.Ranks()
-            )
+            d5p4.sample(denoiser([]), 3, 1, 2, d5p4.Select(), start=T, generator=torch.Generator(), ranks=d5p4.Ranks())
         except KnobError as error:
             found["odd"] = str(error)
 
