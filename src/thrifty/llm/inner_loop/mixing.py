@@ -24,64 +24,60 @@ class Mixer:
         self.plan, self.place = plan, place
         self.passes = 0
         self.reference: Tensor | None = None
-        self.total: Tensor | None = None
-        self.weight: Tensor | None = None
+        self.length: Tensor | None = None  # of the reference
+        self.mean: Tensor | None = None  # weighted mean of the outputs so far
+        self.weight: Tensor | None = None  # sum of their weights
 
     def first(self, y: Tensor) -> Tensor:
         """Take the state y (b, t, d) of pass 0, and return it."""
+        self.forget()
         self.passes = 1
-        self.reference = y if self.plan.mode in ("reference", "alignment", "noise") else None
-        self.total, self.weight = None, None
-        if self.plan.mode in ("uniform", "noise"):
-            self.total = y
-        elif self.plan.mode == "alignment":
-            self.weight = self._affinity(y)
-            self.total = self.weight * y
+        if self.plan.mode in ("reference", "alignment", "noise"):
+            self.reference = y
+        if self.plan.mode in ("uniform", "alignment", "noise"):
+            self.mean = y
         return y
 
     def next(self, y: Tensor) -> Tensor:
         """Take the state of the next pass, and return the mix."""
         self.passes += 1
         mode = self.plan.mode
+        z = y  # naive
         if mode == "reference":
-            z = self.reference + self.plan.coefficient * (y - self.reference)  # type: ignore[operator]
-        elif mode == "uniform":
-            self.total = self.total + y  # type: ignore[operator]
-            z = self.total / self.passes
+            z = torch.lerp(self.reference, y, self.plan.coefficient)  # type: ignore[arg-type]
+        elif mode in ("uniform", "noise"):
+            self.mean = torch.lerp(self.mean, y, 1 / self.passes)  # type: ignore[arg-type]
+            z = self.mean if mode == "uniform" else self._away(self.mean)
         elif mode == "alignment":
             weight = self._affinity(y)
-            self.weight = self.weight + weight  # type: ignore[operator]
-            self.total = self.total + weight * y  # type: ignore[operator]
-            z = self.total / self.weight
-        elif mode == "noise":
-            self.total = self.total + y  # type: ignore[operator]
-            z = self._away(self.total / self.passes)
-        else:  # naive
-            z = y
+            self.weight = weight + (1.0 if self.weight is None else self.weight)
+            z = self.mean = torch.lerp(self.mean, y, (weight / self.weight).to(y.dtype))  # type: ignore[arg-type]
         if self.passes == self.plan.passes:
             self.forget()
         return z
 
     def forget(self) -> None:
         """Let go of the states."""
-        self.reference = self.total = self.weight = None
+        self.reference = self.length = self.mean = self.weight = None
 
     def _affinity(self, y: Tensor) -> Tensor:
-        """Return exp((cos(y_0, y) - 1) / temperature), (b, t, 1), or (b, 1, 1) of the last position."""
+        """Return exp((cos(y_0, y) - 1) / temperature), (b, t, 1), or (b, 1, 1) of the last position; 1 for y_0."""
         assert self.reference is not None
         a, b = (self.reference, y) if self.plan.scope == "position" else (self.reference[:, -1:], y[:, -1:])
-        cosine = torch.cosine_similarity(a.float(), b.float(), dim=-1, eps=1e-8)[..., None]
-        weight: Tensor = torch.exp((cosine - 1.0) / self.plan.temperature).to(y.dtype)  # cos(y_0, y_0) = 1 gives 1
-        return weight
+        a, b = a.float(), b.float()
+        if self.length is None:
+            self.length = a.norm(dim=-1, keepdim=True).clamp_min(1e-8)
+        dot = torch.linalg.vecdot(a, b)[..., None]
+        cosine = dot / (self.length * b.norm(dim=-1, keepdim=True).clamp_min(1e-8))
+        return torch.exp((cosine.clamp_max(1.0) - 1.0) / self.plan.temperature)
 
     def _away(self, mixed: Tensor) -> Tensor:
         assert self.reference is not None
-        step = (mixed - self.reference).float().norm(dim=-1, keepdim=True)
+        step = torch.linalg.vector_norm(mixed - self.reference, dim=-1, keepdim=True, dtype=torch.float32)
         generator = torch.Generator().manual_seed(1_000_003 * self.plan.seed + 1009 * self.place + self.passes)
         drawn = torch.randn(mixed.shape, generator=generator).to(mixed.device)
-        direction = drawn / drawn.norm(dim=-1, keepdim=True)
-        away: Tensor = self.reference + (step * direction).to(mixed.dtype)
-        return away
+        scale = step / drawn.norm(dim=-1, keepdim=True)
+        return torch.addcmul(self.reference, drawn.to(mixed.dtype), scale.to(mixed.dtype))
 
 
 class Damper:
