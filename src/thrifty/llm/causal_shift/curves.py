@@ -22,6 +22,8 @@ MEASURES = (
     "centred_in", "centred_out", "projection_in", "projection_out", "share_in", "share_out", "norm", "entropy",
     "divergence",
 )  # fmt: skip
+EXCLUDED = ("last or padding", "not to be predicted", "among the first", "beginning of text", "next token is the same")
+_ROWS, _PIECE = 256, 32  # positions whose logits are made at once, and positions that are read at once
 PAIRS = {
     "match": ("input_match", "output_match"),
     "cosine": ("cosine_in", "cosine_out"),
@@ -126,8 +128,9 @@ def crossing_of(gap: Array) -> tuple[int | None, float | None]:
 def curves(model: nn.Module, batches: Sequence[Batch], skip: int = 0, seed: int = 0) -> Curves:
     """Return the lens curves of a causal language model on texts.
 
-    batches: of thrifty.llm.loading. Positions that do not count: the last of a sequence, padding, the first `skip`
-    (their states are often huge), the beginning-of-text token, and those where x_t = x_(t+1). seed: of random_match.
+    batches: of thrifty.llm.loading. Positions that do not count: the last of a sequence, padding, those whose next
+    token is not `learned` (a prompt), the first `skip` (their states are often huge), the beginning-of-text token, and
+    those where x_t = x_(t+1). seed: of random_match.
 
     Raises DataError when no position is left, and says why; UnsupportedModel.
 
@@ -143,7 +146,7 @@ def curves(model: nn.Module, batches: Sequence[Batch], skip: int = 0, seed: int 
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, list[Array]] = {name: [] for name in MEASURES}
     counts: list[int] = []
-    excluded = {"last or padding": 0, "among the first": 0, "beginning of text": 0, "next token is the same": 0}
+    excluded = dict.fromkeys(EXCLUDED, 0)
     following: list[Tensor] = []
     for batch in batches:
         kept = _kept(batch, skip, bos, excluded)
@@ -165,17 +168,13 @@ def _kept(batch: Batch, skip: int, bos: int | None, excluded: dict[str, int]) ->
     here, after = batch.ids[:, :-1], batch.ids[:, 1:]
     real = (batch.attention[:, :-1] * batch.attention[:, 1:]).bool()
     place = batch.attention.cumsum(1)[:, :-1] - 1
-    reasons = {
-        "last or padding": ~real,
-        "among the first": place < skip,
-        "beginning of text": torch.zeros_like(real) if bos is None else here == bos,
-        "next token is the same": here == after,
-    }
+    begins = torch.zeros_like(real) if bos is None else here == bos
+    reasons = (~real, ~batch.learned[:, 1:], place < skip, begins, here == after)
     kept = torch.ones_like(real)
-    for why, wrong in reasons.items():
+    for why, wrong in zip(EXCLUDED, reasons, strict=True):
         excluded[why] += int((kept & wrong).sum())
         kept &= ~wrong
-    excluded["last or padding"] += len(batch.ids)  # the last position of each sequence has no next token
+    excluded[EXCLUDED[0]] += len(batch.ids)  # the last position of each sequence has no next token
     return kept
 
 
@@ -185,7 +184,8 @@ def _measured(parts: Parts, batch: Batch, kept: Tensor, generator: torch.Generat
     rows = kept.nonzero()[:, 0]
     here, after = batch.ids[:, :-1][kept], batch.ids[:, 1:][kept]
     final = logits[:, :-1][kept].float()
-    predicted, target = final.argmax(-1), torch.log_softmax(final, dim=-1)
+    predicted, target = final.argmax(-1), torch.softmax(final, dim=-1)
+    own = -torch.xlogy(target, target).sum(-1)  # entropy of the final prediction
     other = here[torch.randperm(len(here), generator=generator).to(here.device)]
     inputs, outputs = parts.embedding.weight.detach().float(), parts.head.weight.detach().float()
     means = (inputs.mean(0), outputs.mean(0))
@@ -195,8 +195,7 @@ def _measured(parts: Parts, batch: Batch, kept: Tensor, generator: torch.Generat
     for state in states:
         h = state[:, :-1][kept].float()
         with torch.inference_mode():
-            read = torch.log_softmax(parts.logits(state[:, :-1][kept]).float(), dim=-1)
-        decoded = read.argmax(-1)
+            decoded, entropy, crossed = _lens(parts, state[:, :-1][kept], target)
         length = h.norm(dim=-1)
         projected = {k: (h * v).sum(-1) / v.norm(dim=-1) for k, v in vectors.items()}
         measures = {
@@ -207,10 +206,31 @@ def _measured(parts: Parts, batch: Batch, kept: Tensor, generator: torch.Generat
             "centred_out": torch.cosine_similarity(h, vectors["out"] - means[1], dim=-1),
             **{f"projection_{k}": projected[k] for k in ("in", "out")},
             **{f"share_{k}": projected[k] / length.clamp_min(1e-30) for k in ("in", "out")},
-            "entropy": -(read.exp() * read).sum(-1), "divergence": (target.exp() * (target - read)).sum(-1),
+            "entropy": entropy, "divergence": crossed - own,
         }  # fmt: skip
         for name, values in measures.items():
             total = torch.zeros(len(batch), dtype=torch.float64, device=h.device)
             total.index_add_(0, rows, values.double())
             found[name].append((total / sizes).cpu().numpy())
     return {name: np.stack(values) for name, values in found.items()}
+
+
+def _lens(parts: Parts, states: Tensor, target: Tensor) -> list[Tensor]:
+    """Return argmax, entropy and cross-entropy to target, (m,) each, of states (m, d); target (m, v): probabilities.
+
+    In pieces that stay in the processor's caches, and with one exponential a logit.
+    """
+    kinds = (torch.long, torch.float32, torch.float32)
+    found = [torch.empty(len(states), dtype=kind, device=states.device) for kind in kinds]
+    for first in range(0, len(states), _PIECE):
+        if first % _ROWS == 0:
+            logits = parts.logits(states[first : first + _ROWS])
+        here = slice(first, first + _PIECE)
+        z = logits[first % _ROWS :][:_PIECE].float()
+        top, found[0][here] = z.max(-1)
+        z -= top[:, None]
+        size = z.exp()
+        total = size.sum(-1)
+        found[1][here] = total.log() - torch.linalg.vecdot(size, z) / total
+        found[2][here] = total.log() - torch.linalg.vecdot(target[here], z)
+    return found

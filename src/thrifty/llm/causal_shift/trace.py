@@ -14,10 +14,12 @@ from thrifty.llm.families import parts_of
 from thrifty.llm.streams import stream_states
 
 STYLE = """body{font:14px/1.4 system-ui,sans-serif;margin:2em;color:#1a1a1a;background:#fff}
-table{border-collapse:collapse;font:12px/1.3 ui-monospace,monospace}
-td,th{border:1px solid #ddd;padding:2px 5px;text-align:center;white-space:pre;max-width:9em;overflow:hidden}
-th{background:#f4f4f4;position:sticky;top:0}.in{background:#fde0c8}.out{background:#cfe3f7}.both{background:#e2d6ee}
-.same{background:#d9efd9}p{max-width:60em}"""
+h1{font-size:1.4em}p{max-width:60em}p span{padding:0 .3em}
+table{border-collapse:separate;border-spacing:1px;font:12px/1.3 ui-monospace,monospace}
+td,th{padding:2px 6px;text-align:center;white-space:pre;max-width:9em;overflow:hidden;text-overflow:ellipsis}
+td{background:#f8f8f8}th{background:#e9e9e9}tr:first-child th{position:sticky;top:0;z-index:1}
+tr th:first-child{position:sticky;left:0;text-align:right}
+.in{background:#fde0c8}.out{background:#c3dcf5}.both{background:#e2d6ee}.same{background:#d5ecd5}"""
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,10 @@ class Trace:
             )
             rows.append(f"<tr><th>{depth}</th>{cells}</tr>")
         words = (
-            "<p>Each cell: the likeliest token at that depth (0: what enters the first block). "
-            '<span class="in">the token itself</span>, <span class="out">the next token</span>, '
-            '<span class="both">both</span>, <span class="same">what the model finally predicts</span>.</p>'
+            "<p>Columns: the tokens of the text. Each cell: the likeliest token that the lens reads there at that "
+            'depth (0: what enters the first block). Colours: <span class="in">the token of the column itself</span> '
+            '<span class="out">the next token of the text</span> <span class="both">both</span> '
+            '<span class="same">neither, but what the model finally predicts</span></p>'
         )
         return (
             f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
@@ -76,5 +79,6 @@ def _kind(found: int, here: int, after: int | None, final: int) -> str:
 
 
 def _shown(word: str) -> str:
-    """Return a token for HTML with its blanks visible."""
-    return escape(word.replace(" ", "\u2423").replace("\n", "\u23ce").replace("\t", "\u21e5") or "\u2205")
+    """Return a token for HTML with its blanks visible; what cannot be seen is a dot."""
+    word = word.replace(" ", "\u2423").replace("\n", "\u23ce").replace("\t", "\u21e5")
+    return escape("".join(c if c.isprintable() else "\u00b7" for c in word) or "\u2205")

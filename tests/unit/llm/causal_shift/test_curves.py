@@ -83,10 +83,13 @@ def test_repeated_tokens_padding_and_first_positions_are_left_out_and_counted():
     batch = collate([Encoded((0, 5, 5, 6, 7, 8)), Encoded((9, 10, 11))], pad=2)
     found = curves(tiny("llama"), [batch])
     assert found.excluded == {
-        "last or padding": 2 + 3, "among the first": 0, "beginning of text": 1, "next token is the same": 1,
+        "last or padding": 2 + 3, "not to be predicted": 0, "among the first": 0, "beginning of text": 1,
+        "next token is the same": 1,
     }  # fmt: skip
     assert found.counts.tolist() == [3, 2]
     assert curves(tiny("llama"), [batch], skip=3).counts.tolist() == [2, 0]
+    asked = curves(tiny("llama"), [collate([Encoded((3, 5, 6, 7, 8), start=3)])])
+    assert (asked.counts.tolist(), asked.excluded["not to be predicted"]) == ([2], 2)
     with pytest.raises(DataError, match="no texts"):
         curves(tiny("llama"), [])
     with pytest.raises(KnobError, match="skip"):
