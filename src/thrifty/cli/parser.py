@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from thrifty import __version__
 from thrifty.budget import Budget, parse_bytes, parse_count, parse_drop
-from thrifty.cli import classify, forecast, groups
+from thrifty.cli import classify, forecast, groups, llm
 from thrifty.errors import ThriftyError, close_to
 
 MODEL = "file.py:Name, package.module:Name (a class or a function), zoo:NAME, or a folder saved by thrifty"
@@ -57,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"thrifty {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    own = (groups.add, classify.add, forecast.add)
+    own = (groups.add, classify.add, forecast.add, llm.add)
     for add in (_optimize, _compress, _deploy, _check, _profile, _train, *own, _report, _list):
         add(verbs)
     return parser

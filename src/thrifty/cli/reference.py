@@ -13,9 +13,18 @@ BEGIN, END = "<!-- flags of {}: begin, written by thrifty.cli.reference -->", "<
 
 
 def verbs() -> dict[str, argparse.ArgumentParser]:
-    """Return the parser of each verb."""
-    chosen = next(a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction))
-    return dict(chosen.choices)
+    """Return the parser of each verb, and of each method of a verb that has some."""
+    return _below(make_parser())
+
+
+def _below(parser: argparse.ArgumentParser, prefix: str = "") -> dict[str, argparse.ArgumentParser]:
+    """Return what can be called, by name: "compress", and where a verb has methods "llm adapt"."""
+    found: dict[str, argparse.ArgumentParser] = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, inner in action.choices.items():
+                found |= _below(inner, f"{prefix}{name} ") or {f"{prefix}{name}": inner}
+    return found
 
 
 def flags_table(parser: argparse.ArgumentParser) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from thrifty import deploy as deployment
 from thrifty.budget import Budget, format_bytes
 from thrifty.capture import capture
-from thrifty.cli import classify, forecast, groups
+from thrifty.cli import classify, forecast, groups, llm
 from thrifty.cli.inputs import read_example, read_model, read_task, refuse_shapes
 from thrifty.cli.listing import LISTS
 from thrifty.cli.parser import pair
@@ -405,6 +405,7 @@ VERBS = {
     "groups": groups.run,
     "classify": classify.run,
     "forecast": forecast.run,
+    "llm": llm.run,
     "report": run_report,
     "list": run_list,
 }

@@ -32,6 +32,10 @@ class QuestionBatch(Batch):
 
     sizes: tuple[int, ...]  # choices of each question
 
+    def to(self, device: torch.device | str) -> QuestionBatch:
+        """Return the batch on a device."""
+        return QuestionBatch(self.ids.to(device), self.attention.to(device), self.learned.to(device), self.sizes)
+
 
 def has_questions(path: str | Path) -> bool:
     """Return whether the first line of a JSONL file has choices (False too where there is no such file)."""
