@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.errors import DataError, Incompatible, KnobError, NoMatch, close_to
+from thrifty.objectives.products import gram, gram_for_distances
 
 INPUT = ":input"  # ending of a place: what enters the module instead of what leaves it
-LARGE = 1 << 16  # elements from which a matrix of features is multiplied in blocks, on the CPU
-FEW = 16  # rows of the smallest block
 
 
 class Teacher(nn.Module):
@@ -271,45 +270,6 @@ def off_diagonal(h: Tensor) -> Tensor:
     return 1 - torch.eye(len(h), dtype=h.dtype, device=h.device)
 
 
-class _Gram(torch.autograd.Function):
-    """h @ h.T: little more than half of the products going forward, and one product instead of two going back."""
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor) -> Tensor:
-        """Return the scalar products."""
-        ctx.save_for_backward(h)
-        if h.device.type != "cpu" or h.numel() < LARGE:
-            return h @ h.T
-        products = h.new_empty(len(h), len(h))
-        _fill(products, h)
-        return products
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """Return the gradient of the rows."""
-        (h,) = ctx.saved_tensors
-        result: Tensor = (grad + grad.T) @ h
-        return result
-
-
-def _fill(products: Tensor, h: Tensor) -> None:
-    """Write h @ h.T: the two blocks on the diagonal likewise, the one below it once, and mirrored."""
-    half = len(h) // 2
-    if half < FEW:
-        torch.mm(h, h.T, out=products)
-        return
-    _fill(products[:half, :half], h[:half])
-    _fill(products[half:, half:], h[half:])
-    torch.mm(h[half:], h[:half].T, out=products[half:, :half])
-    products[:half, half:] = products[half:, :half].T
-
-
-def gram(h: Tensor) -> Tensor:
-    """Return the scalar products of the rows of h: (n, d), as (n, n)."""
-    products: Tensor = _Gram.apply(h)  # type: ignore[no-untyped-call]
-    return products
-
-
 def cosines(h: Tensor) -> Tensor:
     """Return the cosines of the rows of h: (n, d), as (n, n); 0, with gradient 0, for rows of zeros.
 
@@ -329,7 +289,7 @@ def distances(h: Tensor) -> Tensor:
     >>> distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]])).tolist()
     [[0.0, 5.0], [5.0, 0.0]]
     """
-    products = gram(h - h.detach().mean(0))  # distances stay; cancellation shrinks
+    products = gram_for_distances(h)
     sums = products.diagonal()[:, None] + products.diagonal()[None, :]
     squares = sums - 2 * products
     real = ~(squares <= 8 * torch.finfo(h.dtype).eps * sums)  # NaN stays

@@ -11,7 +11,7 @@ from torch import nn
 from thrifty.compress import Quantize
 from thrifty.errors import Incompatible, NoMatch
 from thrifty.objectives import GraphDistillation, GraphSmoothness, RelationalDistillation, Teacher
-from thrifty.objectives.features import LARGE, find, gram, look
+from thrifty.objectives.features import find, look
 
 X = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
 
@@ -255,19 +255,3 @@ def test_a_model_may_be_its_own_teacher():
     net = Net().eval()
     assert float(GraphDistillation(net).loss(net, X, None).detach()) == 0
     assert float(GraphDistillation(Fixed(X), layers=("",), k=1).loss(Fixed(X), X, None)) == 0
-
-
-# products of rows
-
-
-@pytest.mark.parametrize("shape", [(131, 600), (16, 5000), (40, 3), (1, 1 << 17)])
-def test_products_of_rows_and_their_gradient(shape):
-    """Large matrices are multiplied in blocks: the same products and the same gradient."""
-    h = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
-    g = torch.randn(shape[0], shape[0], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    products = gram(h)
-    torch.testing.assert_close(products, h @ h.T)
-    (mine,) = torch.autograd.grad((products * g).sum(), h)
-    (theirs,) = torch.autograd.grad(((h @ h.T) * g).sum(), h)
-    torch.testing.assert_close(mine, theirs)
-    assert (h.numel() >= LARGE) == (shape != (40, 3))
