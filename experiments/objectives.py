@@ -312,16 +312,16 @@ class _Look(OnePass):
 
 
 def overhead(spec: dict[str, Any], name: str) -> dict[str, Any]:
-    """Time training steps in CPU time of one thread.
+    """Time training steps in CPU time of one thread, and count their operations.
 
-    Each round takes a step with cross-entropy, one that also looks at the features of model and teacher, and one that
-    compares them; what comparing adds is the median, over rounds, of the difference of the last two.
+    Each round takes a step with cross-entropy, and for each objective in turn one that also looks at the features of model
+    and teacher, and one that compares them; what comparing adds is the difference of the last two.
     """
     torch.manual_seed(spec["seed"])
     model, teacher = create(**spec["model"]).train(), Teacher(create(**spec["model"]))
     x, y = torch.randn(spec["batch"], *model.input_shape), torch.arange(spec["batch"]) % 10
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    own, plain, rows = CrossEntropy(), [], []
+    own = CrossEntropy()
 
     def step(objective: WeightedSum) -> float:
         start = time.process_time()
@@ -331,33 +331,60 @@ def overhead(spec: dict[str, Any], name: str) -> dict[str, Any]:
         optimizer.step()
         return time.process_time() - start
 
-    for key, given in spec["objectives"].items():
-        made = _measured(given, teacher)
-        both = [WeightedSum({own: 1.0, o: 1.0}) for o in (_Look(made), made)]
-        rounds = [
-            (step(WeightedSum({own: 1.0})), step(both[0]), step(both[1]), _teachers_side(made, teacher, x))
-            for _ in range(spec["rounds"])
-        ]
-        plain += [r[0] for r in rounds]
-        rows.append((key, rounds))
-    whole = statistics.median(plain)
+    plain = WeightedSum({own: 1.0})
+    made = {key: _measured(given, teacher) for key, given in spec["objectives"].items()}
+    both = {key: [WeightedSum({own: 1.0, o: 1.0}) for o in (_Look(term), term)] for key, term in made.items()}
+    operations = _operations(lambda: step(plain))
+    counted = {key: _operations(lambda p=pair: step(p[1])) - _operations(lambda p=pair: step(p[0])) for key, pair in both.items()}
+    whole: list[float] = []
+    rounds: dict[str, list[tuple[float, float, float]]] = {key: [] for key in made}
+    for _ in range(spec["rounds"]):
+        whole.append(step(plain))
+        for key, (look_at, compare) in both.items():
+            rounds[key].append((step(look_at), step(compare), _teachers_side(made[key], teacher, x)))
     return {
-        "cross_entropy_ms": round(1e3 * whole, 2),
+        "cross_entropy_ms": round(1e3 * statistics.median(whole), 2),
+        "gflop": round(operations / 1e9, 3),
         "rounds": spec["rounds"],
-        "objectives": [{"objective": key, **_shares(rounds, whole)} for key, rounds in rows],
+        "load": [round(v, 2) for v in os.getloadavg()],
+        "objectives": [
+            {"objective": key, "operations": round(counted[key] / operations, 4), **_shares(rounds[key], whole)} for key in made
+        ],
     }
 
 
-def _shares(rounds: list[tuple[float, float, float, float]], whole: float) -> dict[str, Any]:
-    """Return, as shares of a plain step, what comparing adds (median and quartiles) and what the teacher costs."""
-    added = sorted((full - looked) / whole for _, looked, full, _ in rounds)
-    low, middle, high = statistics.quantiles(added, n=4)
+def _operations(work: Callable[[], Any]) -> int:
+    """Count floating-point operations of products and convolutions, those of oneDNN's product among them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    known = {torch.ops.mkldnn._linear_pointwise: lambda a, b, *_, **__: 2 * a[0] * a[1] * b[0]}
+    with FlopCounterMode(display=False, custom_mapping=known) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def _shares(rounds: list[tuple[float, float, float]], whole: list[float]) -> dict[str, Any]:
+    """Return, as shares of a plain step, what comparing adds and what the teacher costs.
+
+    `added` is the median, over rounds, of the differences between neighbouring steps; `added_quiet` the difference of the
+    lower quartiles of the times of all steps, which other work on the machine disturbs less.
+    """
+    middle, low = statistics.median(whole), _quartile(whole)
+    looked, full, teachers = (list(column) for column in zip(*rounds, strict=True))
+    differences = [(b - a) / middle for a, b in zip(looked, full, strict=True)]
+    first, second, third = statistics.quantiles(differences, n=4)
     return {
-        "added": round(middle, 4),
-        "quartiles": [round(low, 4), round(high, 4)],
-        "teachers_graph": round(statistics.median(r[3] for r in rounds) / whole, 4),
-        "teachers_pass": round(statistics.median(r[1] - r[0] for r in rounds) / whole, 4),
+        "added": round(second, 4),
+        "added_quiet": round((_quartile(full) - _quartile(looked)) / low, 4),
+        "quartiles": [round(first, 4), round(third, 4)],
+        "teachers_graph": round(_quartile(teachers) / low, 4),
+        "teachers_pass": round((_quartile(looked) - low) / low, 4),
     }
+
+
+def _quartile(values: list[float]) -> float:
+    """Return the lower quartile."""
+    return statistics.quantiles(values, n=4)[0]
 
 
 def _measured(given: dict[str, Any], teacher: Teacher) -> OnePass:
@@ -490,14 +517,15 @@ def overhead_table() -> str:
     found = result("objective_overhead")
     rows = [
         [
-            r["objective"], f"{100 * r['added']:.1f} ({100 * r['quartiles'][0]:.1f}–{100 * r['quartiles'][1]:.1f})",
-            f"{100 * (r['added'] - r['teachers_graph']):.1f}", f"{100 * r['teachers_graph']:.1f}",
-            f"{100 * r['teachers_pass']:.1f}",
+            r["objective"], f"{100 * r['operations']:.1f}", f"{100 * r['added_quiet']:.1f}",
+            f"{100 * r['added']:.1f} ({100 * r['quartiles'][0]:.1f} to {100 * r['quartiles'][1]:.1f})",
+            f"{100 * r['teachers_graph']:.1f}", f"{100 * r['teachers_pass']:.1f}",
         ]
         for r in found["objectives"]
     ]  # fmt: skip
-    step = f"% of a step with cross-entropy ({found['cross_entropy_ms']:.0f} ms)"
-    head = (step, "comparing (quartiles)", "of which student", "of which teacher", "besides: the teacher's pass")
+    step = f"% of a step with cross-entropy ({found['cross_entropy_ms']:.0f} ms, {found['gflop']:.2f} GFLOP)"
+    head = (step, "comparing: operations", "time, lower quartiles", "time, median (quartiles)", "of it the teacher's graph",
+            "besides: the teacher's pass")  # fmt: skip
     return table(head, rows)
 
 
