@@ -31,16 +31,22 @@ def available() -> bool:
 
 
 def greedy(
-    kernel: npt.NDArray[np.float64], groups: npt.NDArray[np.int64], begin: npt.NDArray[np.int64], k: int, floor: float
+    kernel: npt.NDArray[np.float64], w: int, begin: npt.NDArray[np.int64], k: int, floor: float
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Return the candidates (s, k) that each of s starts takes, in order, and their conditional variances (s, k).
 
-    kernel: (n, n), symmetric and C-contiguous; groups: (n,), the group of each candidate; begin: (s,), where to start.
+    kernel: (n, n), symmetric and C-contiguous; w: candidates of a group, which follow each other; begin: (s,), where to
+    start.
     """
     chosen = np.empty((len(begin), k), np.int64)
     own = np.empty((len(begin), k))
-    _greedy()(kernel, groups, begin, floor, chosen, own)
+    _greedy()(kernel, w, begin, floor, chosen, own)
     return chosen, own
+
+
+def usable(kernel: npt.NDArray[np.float64]) -> bool:
+    """Return whether a matrix (n, n) is finite and symmetric to the last bit."""
+    return bool(_usable()(kernel))
 
 
 def entropies(log_p: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -62,37 +68,67 @@ def _greedy() -> Any:
     numba = need("numba", extra="speed")
 
     @numba.njit(nogil=True, cache=True, error_model="numpy")
-    def greedy(kernel, groups, begin, floor, chosen, own):
+    def greedy(kernel, w, begin, floor, chosen, own):
         n, k = kernel.shape[0], chosen.shape[1]
-        basis, inverse, variance = np.empty((k, n)), np.empty(k), np.empty(n)
+        basis, inverse, shares = np.empty((k, n)), np.empty(k), np.empty(k)
+        variance, place = np.empty(n), np.empty(n, np.int64)
         for s in range(begin.shape[0]):
+            left, at = n, begin[s]  # candidates of groups that are not taken come first, in any order of groups
             for j in range(n):
-                variance[j] = kernel[j, j]
-            pick = begin[s]
+                variance[j], place[j] = kernel[j, j], j
             for step in range(k):
                 if step:
-                    pick = 0
-                    for j in range(1, n):
-                        if variance[j] > variance[pick]:
-                            pick = j
-                value = variance[pick]
+                    at, most = 0, variance[0]
+                    for j in range(1, left):
+                        if variance[j] >= most and (variance[j] > most or place[j] < place[at]):
+                            at, most = j, variance[j]
+                pick, value = place[at], variance[at]
                 chosen[s, step], own[s, step] = pick, value
-                group = groups[pick]
-                for j in range(n):
-                    if groups[j] == group:
-                        variance[j] = -np.inf
+                if step == k - 1:
+                    break
                 inverse[step] = 1.0 / max(value, floor)
-                row = basis[step]
-                for j in range(n):
-                    row[j] = kernel[pick, j]
                 for m in range(step):
-                    before, share = basis[m], basis[m, pick] * inverse[m]
-                    for j in range(n):
+                    shares[m] = basis[m, at] * inverse[m]
+                left -= w
+                first = at - at % w
+                for j in range(w):  # the last group takes the place of the one that is taken
+                    place[first + j], variance[first + j] = place[left + j], variance[left + j]
+                for m in range(step):
+                    lower = basis[m]
+                    for j in range(w):
+                        lower[first + j] = lower[left + j]
+                row, held = basis[step], kernel[pick]
+                for j in range(left):
+                    row[j] = held[place[j]]
+                for m in range(0, step - 2, 3):  # three at a time, in the same order
+                    a, b, c, x, y, z = basis[m], basis[m + 1], basis[m + 2], shares[m], shares[m + 1], shares[m + 2]
+                    for j in range(left):
+                        row[j] = ((row[j] - a[j] * x) - b[j] * y) - c[j] * z
+                for m in range(step - step % 3, step):
+                    before, share = basis[m], shares[m]
+                    for j in range(left):
                         row[j] -= before[j] * share
-                for j in range(n):
-                    variance[j] -= row[j] * row[j] * inverse[step]
+                scale = inverse[step]
+                for j in range(left):
+                    variance[j] -= row[j] * row[j] * scale
 
     return greedy
+
+
+@cache
+def _usable() -> Any:
+    numba = need("numba", extra="speed")
+
+    @numba.njit(nogil=True, cache=True, error_model="numpy")
+    def usable(kernel):
+        odd = 0
+        for i in range(kernel.shape[0]):
+            row, column = kernel[i], kernel[:, i]
+            for j in range(i + 1):
+                odd += not row[j] - column[j] == 0.0  # NaN where one is not finite
+        return odd == 0
+
+    return usable
 
 
 @cache
@@ -100,11 +136,7 @@ def _sums() -> Any:
     numba = need("numba", extra="speed")
     f = np.float32
     least, half, one, nothing, floor = f(-87.0), f(0.5), f(1.0), f(0.0), f(-1e4)
-    log2e, high, low = (
-        f(1.4426950408889634),
-        f(0.693359375),
-        f(2.12194440e-4),
-    )  # ln 2 = high - low, high exact in 12 bits
+    log2e, high, low = f(1.4426950408889634), f(0.693359375), f(2.12194440e-4)  # ln 2 = high - low
     c6, c5, c4, c3, c2, c1 = (f(1 / n) for n in (5040, 720, 120, 24, 6, 2))
 
     @numba.njit(fastmath=REORDER, nogil=True, cache=True, error_model="numpy")

@@ -9,6 +9,7 @@ import itertools
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,15 +52,14 @@ def greedy_map(kernel: Tensor, k: int, partition: bool = True, starts: str = "al
     checked, group_of = _pool(kernel, k, partition)
     if starts not in ("all", "one"):
         raise KnobError(f"starts is '{starts}'; it must be 'all' or 'one'")
-    begin = torch.arange(len(checked), device=checked.device)
-    if starts == "one":
-        begin = checked.diagonal().argmax()[None]
+    n = len(checked)
+    begin = np.arange(n) if starts == "all" else np.array([int(checked.diagonal().argmax())])
     if checked.device.type == "cpu" and compiled.available():
-        found = compiled.greedy(checked.numpy(), group_of.numpy(), begin.numpy(), k, FLOOR)
-        chosen, own = (torch.from_numpy(part) for part in found)
+        chosen, own = compiled.greedy(checked.numpy(), n // k if partition else 1, begin, k, FLOOR)
     else:
-        chosen, own = _greedy(checked, group_of, begin, k)
-    ends = own.clamp_min(FLOOR).log().sum(1)
+        found = _greedy(checked, group_of, torch.from_numpy(begin).to(checked.device), k)
+        chosen, own = found[0].cpu().numpy(), found[1].cpu().numpy()
+    ends = np.log(np.maximum(own, FLOOR)).sum(1)
     best = int(ends.argmax())
     indices = tuple(sorted(chosen[best].tolist()))
     flagged = min(own[best].tolist()) <= FLOOR
@@ -263,16 +263,18 @@ def _pool(matrix: Tensor, k: int, partition: bool) -> tuple[Tensor, Tensor]:
     if matrix.shape != (n, n) or n == 0:
         raise DataError(f"a kernel is square; this one has shape {tuple(matrix.shape)}")
     checked = matrix.detach().double()
+    w = _width(n, k, partition)
+    places = torch.arange(n, device=matrix.device)
+    groups = places // w if partition else places
+    if matrix.device.type == "cpu" and compiled.available() and compiled.usable(checked.numpy()):
+        return checked.contiguous(), groups
     apart = checked - checked.T
     low, high = (float(end) for end in apart.aminmax())  # NaN where an entry is not finite
     if not (math.isfinite(low) and math.isfinite(high)):
         raise DataError(f"the kernel has {int((~torch.isfinite(checked)).sum())} entries that are not finite")
     if high > 0.0 and high > 1e-6 * float(checked.abs().max()):
         raise DataError(f"the kernel is not symmetric: entries differ by up to {high:.3g}")
-    w = _width(n, k, partition)
-    places = torch.arange(n, device=matrix.device)
-    whole = (checked + checked.T).mul_(0.5) if high > 0.0 else checked.contiguous()
-    return whole, places // w if partition else places
+    return (checked + checked.T).mul_(0.5) if high > 0.0 else checked.contiguous(), groups
 
 
 def _width(n: int, k: int, partition: bool = True) -> int:

@@ -35,7 +35,7 @@ def test_the_compiled_search_takes_every_step_of_the_plain_one(partition):
         n = k * w
         groups = torch.arange(n) // w if partition else torch.arange(n)
         chosen, own = _greedy(kernel, groups, torch.arange(n), k)
-        fast, variance = compiled.greedy(kernel.numpy(), groups.numpy(), torch.arange(n).numpy(), k, FLOOR)
+        fast, variance = compiled.greedy(kernel.numpy(), w if partition else 1, torch.arange(n).numpy(), k, FLOOR)
         assert (torch.from_numpy(fast) == chosen).all()
         assert (torch.from_numpy(variance) == own).all()  # to the last bit
         ties += len(own[:, -1].unique()) < n
@@ -53,6 +53,16 @@ def test_a_choice_does_not_depend_on_numba(monkeypatch):
     ]
     assert any(c.flagged for c in fast)
     assert not all(c.flagged for c in fast)
+
+
+def test_only_a_finite_symmetric_kernel_is_taken_as_it_is():
+    pytest.importorskip("numba")
+    good = torch.eye(5, dtype=torch.float64)
+    assert compiled.usable(good.numpy())
+    for place, value in (((1, 3), 1e-17), ((2, 2), torch.nan), ((4, 4), torch.inf), ((0, 1), -torch.inf)):
+        bad = good.clone()
+        bad[place] = value
+        assert not compiled.usable(bad.numpy())
 
 
 def log_p(n, t, v, seed=0, scale=3.0):
