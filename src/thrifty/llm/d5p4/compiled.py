@@ -125,7 +125,7 @@ def _usable() -> Any:
         for i in range(kernel.shape[0]):
             row, column = kernel[i], kernel[:, i]
             for j in range(i + 1):
-                odd += not row[j] - column[j] == 0.0  # NaN where one is not finite
+                odd += row[j] - column[j] != 0.0  # NaN where one is not finite
         return odd == 0
 
     return usable

@@ -262,19 +262,19 @@ def _pool(matrix: Tensor, k: int, partition: bool) -> tuple[Tensor, Tensor]:
     n = len(matrix)
     if matrix.shape != (n, n) or n == 0:
         raise DataError(f"a kernel is square; this one has shape {tuple(matrix.shape)}")
-    checked = matrix.detach().double()
+    checked = matrix.detach().double().contiguous()
     w = _width(n, k, partition)
     places = torch.arange(n, device=matrix.device)
     groups = places // w if partition else places
     if matrix.device.type == "cpu" and compiled.available() and compiled.usable(checked.numpy()):
-        return checked.contiguous(), groups
+        return checked, groups
     apart = checked - checked.T
     low, high = (float(end) for end in apart.aminmax())  # NaN where an entry is not finite
     if not (math.isfinite(low) and math.isfinite(high)):
         raise DataError(f"the kernel has {int((~torch.isfinite(checked)).sum())} entries that are not finite")
     if high > 0.0 and high > 1e-6 * float(checked.abs().max()):
         raise DataError(f"the kernel is not symmetric: entries differ by up to {high:.3g}")
-    return (checked + checked.T).mul_(0.5) if high > 0.0 else checked.contiguous(), groups
+    return (checked + checked.T).mul_(0.5) if high > 0.0 else checked, groups
 
 
 def _width(n: int, k: int, partition: bool = True) -> int:
