@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thrifty.errors import UnsupportedModel
+from thrifty.errors import DataError, UnsupportedModel
 
 __all__ = ["FAMILIES", "Family", "Parts", "family_name", "first_tensor", "parts_of", "with_first"]
 
@@ -185,6 +185,17 @@ class Parts:
         out: Tensor = self.head(stream if normed else self.norm(stream))
         return out if self.logit_cap is None else self.logit_cap * torch.tanh(out / self.logit_cap)
 
+    def refuse_unknown(self, ids: Tensor) -> None:
+        """Raise DataError for token ids that are no whole numbers, or that the embeddings do not have."""
+        if not isinstance(ids, Tensor) or ids.dtype not in (torch.int32, torch.int64):
+            raise DataError(f"token ids are {getattr(ids, 'dtype', type(ids).__name__)}; they must be an int64 tensor")
+        size = len(self.embedding.weight)
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+            raise DataError(
+                f"token ids go from {int(ids.min())} to {int(ids.max())}; the model has 0..{size - 1}; "
+                "is it another model's tokenizer?"
+            )
+
     def kv_bytes_per_token(self) -> int:
         """Return the bytes that one token takes in the KV cache of one sequence, over all blocks."""
         config = self.config
@@ -209,8 +220,11 @@ def parts_of(model: nn.Module) -> Parts:
     """Return the parts of a Hugging Face causal language model.
 
     Raises UnsupportedModel that lists every reason: an unknown family, accelerate's hooks or a device map, keys and
-    values shared between blocks, weights that are not loaded, a tie of head and embeddings that is declared but broken.
+    values shared between blocks, one module as several blocks, weights that are not loaded, a tie of head and
+    embeddings that is declared but broken.
     """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModel([f"{model!r} is no torch model; give a Hugging Face causal language model"])
     family = family_name(model)
     if family is None:
         raise UnsupportedModel([_unknown(model), *_refusals(model)])
@@ -225,7 +239,7 @@ def parts_of(model: nn.Module) -> Parts:
         norm=getattr(trunk, entry.norm),
         head=model.lm_head,  # type: ignore[arg-type]
     )
-    refusals = [*_refusals(model), *_tie_refusals(parts)]
+    refusals = [*_refusals(model), *_tie_refusals(parts), *_twin_refusals(parts)]
     if refusals:
         raise UnsupportedModel(refusals)
     return parts
@@ -299,6 +313,19 @@ def _tie_refusals(parts: Parts) -> Iterator[str]:
         yield (
             "the configuration ties lm_head to the embeddings, but they are two tensors; call model.tie_weights(), "
             "or set config.tie_word_embeddings = False"
+        )
+
+
+def _twin_refusals(parts: Parts) -> Iterator[str]:
+    """Yield the blocks that are one module at several places: what is done at one of them would be done at all."""
+    places: dict[int, list[int]] = {}
+    for index, block in enumerate(parts.blocks):
+        places.setdefault(id(block), []).append(index)
+    twins = [indices for indices in places.values() if len(indices) > 1]
+    if twins:
+        yield (
+            f"blocks {', '.join(map(str, twins[0]))} are one module; give each place a module of its own "
+            "(it may share its weights)"
         )
 
 

@@ -15,8 +15,9 @@ def stream_states(parts: Parts, inputs: Mapping[str, Tensor]) -> tuple[list[Tens
     """Return the raw residual stream behind every block, what enters block 0 first, (b, t, d) each, and the logits.
 
     inputs: keyword arguments of the model's forward. Transformers' own `hidden_states` has its last entry normed; this
-    one has not.
+    one has not. Raises DataError for ids that the model does not have.
     """
+    parts.refuse_unknown(inputs["input_ids"])
     states: list[Tensor] = []
 
     def enter(_module: nn.Module, args: Any, kwargs: Any) -> None:

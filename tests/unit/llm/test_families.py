@@ -5,7 +5,7 @@ import torch
 from tiny_llms import FAMILIES, tiny, tokens
 from torch import nn
 
-from thrifty.errors import UnsupportedModel
+from thrifty.errors import DataError, UnsupportedModel
 from thrifty.llm import families
 from thrifty.llm.families import first_tensor, parts_of, with_first
 
@@ -140,6 +140,26 @@ def test_a_declared_tie_that_is_broken_is_refused():
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     with pytest.raises(UnsupportedModel, match="two tensors"):
         parts_of(model)
+
+
+def test_one_module_as_two_blocks_is_refused_and_shared_weights_are_not():
+    model = tiny("llama")
+    blocks = model.model.layers
+    blocks[2].mlp.up_proj.weight = blocks[1].mlp.up_proj.weight
+    assert parts_of(model).family.name == "llama"
+    blocks[2] = blocks[1]
+    with pytest.raises(UnsupportedModel, match="blocks 1, 2 are one module"):
+        parts_of(model)
+    with pytest.raises(UnsupportedModel, match="None is no torch model"):
+        parts_of(None)
+
+
+def test_unknown_token_ids_are_refused():
+    parts = parts_of(tiny("qwen2"))
+    parts.refuse_unknown(torch.tensor([[0, 96]]))
+    for ids, words in ((torch.tensor([[-1]]), "from -1 to -1"), (torch.tensor([97]), r"0\.\.96"), ([1, 2], "are list")):
+        with pytest.raises(DataError, match=words):
+            parts.refuse_unknown(ids)
 
 
 def test_table_is_complete():

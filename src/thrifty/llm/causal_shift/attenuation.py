@@ -123,7 +123,8 @@ def attenuate(
     training from scratch and torch.compile). alpha must not change during one generation with a KV cache. On a frozen
     model this is an ablation and expected to harm.
 
-    Raises KnobError, Incompatible when the model is attenuated already, UnsupportedModel.
+    Raises KnobError, Incompatible when the model is attenuated or looped already, or blocks share modules,
+    UnsupportedModel.
 
     Source: Residual Connections and the Causal Shift (2026): x' = alpha x + F(LN x); gates and placements are our
     reading (docs/causal_shift.md).
@@ -137,7 +138,10 @@ def attenuate(
         raise KnobError("; ".join(wrong))
     if getattr(model, _MARK, None) is not None:
         raise Incompatible("the model is attenuated already; call restore() first")
+    if getattr(model, "_thrifty_inner_loop", None) is not None:
+        raise Incompatible("the model is looped, and its blocks stand at several places; call unloop() first")
     parts = parts_of(model)
+    _refuse_shared(parts)
     count = len(parts.blocks)
     if isinstance(gate, str):
         gate = make_gate(gate, count, parts.width)
@@ -146,6 +150,15 @@ def attenuate(
     if gate.blocks != count:
         raise KnobError(f"the gate is for {gate.blocks} blocks; the model has {count}")
     return Attenuated(parts, gate.to(parts.embedding.weight.device), placement, form)
+
+
+def _refuse_shared(parts: Parts) -> None:
+    """Refuse blocks that have an attention, an MLP or a norm in common: an attenuated one would change both."""
+    seen: dict[int, int] = {}
+    for index, block in enumerate(parts.blocks):
+        for module in (parts.attention_added(block), parts.mlp_norm(block), parts.mlp_added(block)):
+            if seen.setdefault(id(module), index) != index:
+                raise Incompatible(f"blocks {seen[id(module)]} and {index} share a {type(module).__name__}; copy it")
 
 
 def train(

@@ -37,8 +37,10 @@ class FixedGate(Gate):
 
     def __init__(self, blocks: int, alphas: Mapping[int, float]) -> None:
         super().__init__(blocks)
-        wrong = [f"block {b}" for b in alphas if not 0 <= b < blocks]
-        wrong += [f"alpha {a} of block {b}" for b, a in alphas.items() if not (math.isfinite(a) and a >= 0)]
+        if not isinstance(alphas, Mapping):
+            raise KnobError(f"the gate is {alphas!r}; give {{block: alpha}}, the name of a gate, or a Gate")
+        wrong = [f"block {b!r}" for b in alphas if not (isinstance(b, int) and 0 <= b < blocks)]
+        wrong += [f"alpha {a!r} of block {b!r}" for b, a in alphas.items() if not _is_alpha(a)]
         if wrong:
             raise KnobError(f"{', '.join(wrong)}: blocks are 0..{blocks - 1}, and alpha is a number of at least 0")
         self.fixed = dict(alphas)
@@ -46,6 +48,10 @@ class FixedGate(Gate):
     def alpha(self, block: int, x: Tensor) -> Tensor | float:
         """Return the given number."""
         return self.fixed.get(block, 1.0)
+
+
+def _is_alpha(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value >= 0
 
 
 class DepthGate(Gate):

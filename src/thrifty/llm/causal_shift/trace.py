@@ -57,8 +57,9 @@ def trace(model: nn.Module, ids: Tensor, tokenizer: Any) -> Trace:
 
     ids: (t,), t >= 2. tokenizer: anything with decode([id]) -> text. The last position has no next token.
     """
-    if ids.dim() != 1 or len(ids) < 2:
-        raise DataError(f"ids has shape {tuple(ids.shape)}; a trace needs one text of at least two tokens, (t,)")
+    if not isinstance(ids, Tensor) or ids.dim() != 1 or len(ids) < 2:
+        got = f"shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else f"type {type(ids).__name__}"
+        raise DataError(f"ids has {got}; a trace needs one text of at least two tokens, a tensor (t,)")
     parts = parts_of(model)
     states, logits = stream_states(parts, {"input_ids": ids[None]})
     final = logits[0].argmax(-1).tolist()

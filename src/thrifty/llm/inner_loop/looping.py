@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thrifty.errors import DataError, Incompatible, StoreError
+from thrifty.errors import DataError, Incompatible, KnobError, StoreError
 from thrifty.llm.families import Parts, first_tensor, parts_of, with_first
 from thrifty.llm.inner_loop.mixing import Damper, Mixer
 from thrifty.llm.inner_loop.plan import Plan
@@ -128,13 +128,18 @@ def loop(model: nn.Module, plan: Plan) -> Looped:
     """
     if getattr(model, _MARK, None) is not None:
         raise Incompatible(f"the model is looped already, with {getattr(model, _MARK).plan}; call unloop() first")
+    if not isinstance(plan, Plan):
+        raise KnobError(f"the plan is {plan!r}; it must be a thrifty.llm.inner_loop.Plan")
     parts = parts_of(model)
     plan.refuse_beyond(len(parts.blocks))
     if getattr(parts.config, "scale_attn_by_inverse_layer_idx", False):
         raise Incompatible("scale_attn_by_inverse_layer_idx ties a block to its place; a loop would change its meaning")
-    hooked = [i for i, b in enumerate(parts.blocks) if _has_hooks(b)]
+    hooked = [i for i, b in enumerate(parts.blocks) if _has_hooks(b) or _has_hooks(parts.attention(b))]
     if hooked:
-        raise Incompatible(f"blocks {hooked[:5]} have forward hooks, which repeated blocks do not keep; remove them")
+        raise Incompatible(
+            f"blocks {hooked[:5]} have forward hooks, or their attention has, which repeated blocks do not keep; "
+            "remove them"
+        )
     return Looped(parts, plan)
 
 

@@ -48,10 +48,10 @@ class Plan:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 wrong.append(f"{name} is {getattr(self, name)!r}; {close_to(str(getattr(self, name)), known)}")
-        if not 0 <= self.coefficient <= 1:
-            wrong.append(f"coefficient is {self.coefficient}; it must be in [0, 1]")
-        if not self.temperature > 0:
-            wrong.append(f"temperature is {self.temperature}; it must be positive")
+        if not (_real(self.coefficient) and 0 <= self.coefficient <= 1):
+            wrong.append(f"coefficient is {self.coefficient!r}; it must be in [0, 1]")
+        if not (_real(self.temperature) and self.temperature > 0):
+            wrong.append(f"temperature is {self.temperature!r}; it must be positive")
         if wrong:
             raise KnobError("; ".join(wrong))
 
@@ -91,3 +91,7 @@ class Plan:
             return cls(**values)
         except (ValueError, TypeError, KeyError, AttributeError) as err:
             raise DataError(f"this is no plan of an inner loop: {err!r}") from err
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -88,8 +88,8 @@ def ranges(blocks: int, longest: int | None = None, passes: int = 2, **knobs: An
     >>> len(ranges(4)), len(ranges(4, longest=1))
     (10, 4)
     """
-    if longest is not None and longest < 1:
-        raise KnobError(f"longest is {longest}; it must be at least 1")
+    if longest is not None and (not isinstance(longest, int) or longest < 1):
+        raise KnobError(f"longest is {longest!r}; it must be a whole number of at least 1")
     reach = blocks if longest is None else longest
     spans = [(s, e) for s in range(blocks) for e in range(s + 1, min(s + reach, blocks) + 1)]
     return [Plan(s, e, passes, **knobs) for s, e in spans]
@@ -117,6 +117,8 @@ def scan(
     blocks = len(parts.blocks)
     for plan in plans:
         plan.refuse_beyond(blocks)
+    for batch in batches:
+        parts.refuse_unknown(batch.ids)
     kept = _State(state, _digest(model, batches, stop))
     base, calls = kept.get("base"), [list[Call]() for _ in batches]
     reuse = reuse and any(kept.get(plan.to_json()) is None for plan in plans)

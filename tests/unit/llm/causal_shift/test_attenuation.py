@@ -12,6 +12,7 @@ from torch import nn
 from thrifty.errors import Incompatible, KnobError, UnsupportedModel
 from thrifty.llm.causal_shift import BlockGate, DepthGate, TokenGate, attenuate, train
 from thrifty.llm.families import first_tensor, parts_of
+from thrifty.llm.inner_loop import Plan, loop
 
 IDS = tokens(2, 9)
 
@@ -172,7 +173,18 @@ def test_bad_requests():
         attenuate(model, "deep")
     with pytest.raises(KnobError, match="for 3 blocks"):
         attenuate(model, BlockGate(3))
+    with pytest.raises(KnobError, match=r"block '1', alpha 'x' of block 2"):
+        attenuate(model, {"1": 0.5, 2: "x"})
+    for gate in (0.5, None):
+        with pytest.raises(KnobError, match=r"give \{block: alpha\}"):
+            attenuate(model, gate)
+    with loop(model, Plan(1, 2, 2)), pytest.raises(Incompatible, match=r"looped.*call unloop"):
+        attenuate(model, {1: 0.5})
     with attenuate(model, {0: 0.5}), pytest.raises(Incompatible, match="already"):
         attenuate(model, {0: 0.5})
+    shared = tiny("llama")
+    shared.model.layers[2].mlp = shared.model.layers[1].mlp
+    with pytest.raises(Incompatible, match="blocks 1 and 2 share a LlamaMLP"):
+        attenuate(shared, {1: 0.5}, "mlp")
     with pytest.raises(UnsupportedModel):
         attenuate(nn.Linear(2, 2), {0: 0.5})

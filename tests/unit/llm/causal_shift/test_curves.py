@@ -156,3 +156,9 @@ def test_trace_page():
     assert "http" not in page
     with pytest.raises(DataError, match="two tokens"):
         trace(model, ids[:1], Words())
+    with pytest.raises(DataError, match="type list"):
+        trace(model, [4, 5], Words())
+    with pytest.raises(DataError, match=r"torch\.float32"):
+        trace(model, ids.float(), Words())
+    with pytest.raises(DataError, match=r"from 4 to 907; the model has 0\.\.96"):
+        trace(model, ids + 900 * (ids == 7), Words())

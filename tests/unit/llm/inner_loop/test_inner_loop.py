@@ -312,6 +312,10 @@ def test_bad_plans_and_models_are_refused_with_all_reasons():
         Plan(3, 3, 0, "unifrom", coefficient=2.0)
     with pytest.raises(KnobError, match="whole number"):
         Plan(0, 1, 2.0)
+    with pytest.raises(KnobError, match=r"coefficient is 'x'.*temperature is None"):
+        Plan(0, 1, 2, coefficient="x", temperature=None)
+    with pytest.raises(KnobError, match=r"must be a thrifty\.llm\.inner_loop\.Plan"):
+        loop(tiny("llama"), (0, 1, 2))
     model = tiny("llama")
     with pytest.raises(KnobError, match=r"blocks 2\.\.5; the model has blocks 0\.\.3"):
         loop(model, Plan(2, 6, 2))
@@ -319,6 +323,10 @@ def test_bad_plans_and_models_are_refused_with_all_reasons():
         loop(model, Plan(1, 2, 2))
     hook = parts_of(model).blocks[1].register_forward_hook(lambda m, a, o: o)
     with pytest.raises(Incompatible, match=r"blocks \[1\] have forward hooks"):
+        loop(model, Plan(1, 2, 2))
+    hook.remove()
+    hook = model.model.layers[2].self_attn.register_forward_hook(lambda m, a, o: o)
+    with pytest.raises(Incompatible, match=r"blocks \[2\] have forward hooks, or their attention has"):
         loop(model, Plan(1, 2, 2))
     hook.remove()
     parts_of(model).blocks[0]._hf_hook = object()

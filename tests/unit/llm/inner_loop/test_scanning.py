@@ -111,8 +111,14 @@ def test_bad_requests():
         scan(tiny("llama"), data(), [Plan(3, 5, 2)])
     with pytest.raises(DataError, match="not finite"):
         scan(tiny("llama"), data(), [], score=lambda m, b: torch.full((len(b),), float("nan")))
-    with pytest.raises(KnobError, match="longest"):
-        ranges(4, longest=0)
+    for longest in (0, 1.5):
+        with pytest.raises(KnobError, match="longest"):
+            ranges(4, longest=longest)
+    strange = [collate([Encoded((3, 500, 4))])]
+    with pytest.raises(DataError, match=r"from 3 to 500; the model has 0\.\.96"):
+        scan(tiny("llama"), strange, [])
+    with pytest.raises(DataError, match="another model's tokenizer"):
+        trajectory(tiny("llama"), strange[0])
 
 
 def test_bootstrap_covers_the_mean():
