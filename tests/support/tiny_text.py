@@ -75,7 +75,9 @@ class Pair:
         """One."""
         return 1
 
-    def __call__(self, ids: torch.Tensor, given: Any = None, guided: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, ids: torch.Tensor, given: Any = None, guided: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         rows = []
         for first, second in ids.tolist():
             free = self.mask_id
@@ -100,5 +102,7 @@ class Unigram:
         """One."""
         return 1
 
-    def __call__(self, ids: torch.Tensor, given: Any = None, guided: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, ids: torch.Tensor, given: Any = None, guided: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         return self.p.log().expand(*ids.shape, -1).float(), torch.ones(*ids.shape, 3)

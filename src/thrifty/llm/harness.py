@@ -20,7 +20,7 @@ from thrifty.llm import d5p4
 from thrifty.llm.changes import Changed, Changes, change, parse_attenuation, parse_plan
 from thrifty.llm.d5p4.denoisers import Denoiser
 from thrifty.llm.inner_loop import Plan
-from thrifty.llm.loading import load_model
+from thrifty.llm.loading import load_model, stored_dtype
 
 _api: Any = need("lm_eval.api.model", extra="lm_eval")
 _registry: Any = need("lm_eval.api.registry", extra="lm_eval")
@@ -76,13 +76,14 @@ class ThriftyLM(ChangedLM):
     """A checkpoint on this machine, changed: `--model thrifty --model_args model=FOLDER,plan=10:15:3,mode=uniform`.
 
     model: a folder or a GGUF file. plan: START:END:PASSES, or a JSON file. mode, granularity, kv: of the plan. adapter:
-    files of sparse adapters, joined by "+". attenuate: BLOCK:ALPHA, joined by "+". placement: of the attenuation.
+    files of sparse adapters, joined by "+". attenuate: BLOCK:ALPHA, joined by "+". placement: of the attenuation. dtype:
+    the checkpoint's where it is left out.
     options: of lm-eval's HFLM.
     """
 
     def __init__(
         self, model: str, plan: str = "", mode: str = "", granularity: str = "", kv: str = "", adapter: str = "",
-        attenuate: str = "", placement: str = "attn", dtype: str = "float32", attention: str | None = None,
+        attenuate: str = "", placement: str = "attn", dtype: str = "", attention: str | None = None,
         device: str | None = None, **options: Any,
     ) -> None:  # fmt: skip
         knobs = {"mode": mode, "granularity": granularity, "kv_mode": kv}
@@ -95,7 +96,7 @@ class ThriftyLM(ChangedLM):
             placement,
             parse_plan(plan, **knobs) if plan else None,
         )
-        loaded, tokenizer = load_model(model, dtype, attention, device or "cpu")
+        loaded, tokenizer = load_model(model, dtype or stored_dtype(model), attention, device or "cpu")
         super().__init__(loaded, tokenizer, changes, **options)
 
 

@@ -17,7 +17,7 @@ from thrifty.llm.families import parts_of
 
 __all__ = [
     "DTYPES", "Batch", "Encoded", "Example", "batches", "collate", "completion_logits", "completion_losses", "encode",
-    "load_model", "load_tokenizer", "read_jsonl",
+    "load_model", "load_tokenizer", "read_jsonl", "stored_dtype",
 ]  # fmt: skip
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -63,6 +63,16 @@ def _plain(model: Any) -> Any:
         model.is_quantized, model.hf_quantizer = False, None
         del model.quantization_method
     return model
+
+
+def stored_dtype(path: str | Path) -> str:
+    """Return the dtype that a checkpoint folder says its weights have; float32 where it says nothing, and for GGUF."""
+    try:
+        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "float32"
+    found = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
+    return found if found in DTYPES else "float32"
 
 
 def load_tokenizer(path: str | Path) -> Any:

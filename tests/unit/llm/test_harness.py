@@ -56,8 +56,11 @@ def evaluate(tmp_path_factory):
     from lm_eval.tasks import TaskManager
 
     folder = tmp_path_factory.mktemp("tasks")
-    questions = [{"prompt": f"{a} and {b} make", "choices": [f" {a + b}", f" {a * b} or more", " a cat"], "answer": a % 3}
-                 for a in (2, 3) for b in (4, 5)]  # fmt: skip
+    pairs = [(a, b) for a in (2, 3) for b in (4, 5)]
+    choices = [[f" {a + b}", f" {a * b} or more", " a cat"] for a, b in pairs]
+    questions = [
+        {"prompt": f"{a} and {b} make", "choices": c, "answer": a % 3} for (a, b), c in zip(pairs, choices, strict=True)
+    ]
     goals = [{"prompt": f"Count to {n}:", "goal": str(n)} for n in (3, 4)]
     for name, text, lines in (("tiny_choice", CHOICE, questions), ("tiny_text", GENERATE, goals)):
         file = jsonl(folder / f"{name}.jsonl", lines)
@@ -267,7 +270,8 @@ def test_texts_of_a_masked_model(tmp_path, evaluate):
     assert evaluate(one)[1] == answers  # from the seed and the text alone
     several = DiffusionLM(folder, samples=4, steps=3, k=3, w=2, seed=1)
     texts = several.generate_until(
-        requests(("Count to 3:", {"until": ["."], "max_gen_toks": 6}), ("Say", {"max_gen_toks": 2})), disable_tqdm=True
+        requests(("Count to 3:", {"until": ["."], "max_gen_toks": 6}), ("Say", {"max_gen_toks": 2})),
+        disable_tqdm=True,
     )
     assert [len(of) for of in several.outputs] == [3, 3]
     assert all(text in of for text, of in zip(texts, several.outputs, strict=True))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from thrifty.llm.d5p4 import Samples
 
 MODEL = "a folder of a Hugging Face masked language model (AutoModelForMaskedLM)"
-METHODS = ("greedy_map", "map_set", "greedy_beam", "diverse_beam", "independent", "k_dpp", "exhaustive")
+METHODS = ("greedy_map", "map_set", "greedy_beam", "diverse_beam", "independent", "k_dpp", "exhaustive", "best_of")
 FORMS = ("additive", "multiplicative")
 STYLES = ("subs", "bidirectional")
 QUALITY = 32  # samples of the bound that says how likely a text is

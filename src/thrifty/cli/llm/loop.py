@@ -122,7 +122,7 @@ def _checked(args: argparse.Namespace) -> Plan | None:
     refusals = Refusals()
     check_model(refusals, args.model)
     check_reading(refusals, args)
-    knobs = {"mode": args.mode, "granularity": args.granularity, "kv_mode": args.kv, "seed": args.seed}
+    knobs = {"mode": args.mode, "granularity": args.granularity, "kv_mode": args.kv, "seed": args.seed or None}
     knobs = {key: value for key, value in knobs.items() if value is not None}
     beside = _beside(args)
     plan = None

@@ -120,18 +120,11 @@ def quiet() -> None:
 
 
 def dtype_of(path: str, wanted: str | None, training: bool = False) -> str:
-    """Return the dtype to load a model with: what is wanted, else the checkpoint's, else float32.
+    """Return the dtype to load a model with: what is wanted, else the checkpoint's; float16 is not for training."""
+    from thrifty.llm.loading import stored_dtype
 
-    training: float16 becomes float32.
-    """
-    if wanted:
-        return wanted
-    try:
-        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "float32"
-    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
-    return "float32" if stored not in DTYPES or (training and stored == "float16") else stored
+    found = wanted or stored_dtype(path)
+    return "float32" if training and not wanted and found == "float16" else found
 
 
 def load(args: argparse.Namespace, dtype: str | None = None, training: bool = False) -> tuple[Any, Any]:
