@@ -25,6 +25,7 @@ from thrifty.llm.loading import Batch, completion_losses
 
 Array = npt.NDArray[np.float64]
 Progress = Callable[[int, int, str], None]
+STYLE = "text{font:11px system-ui,sans-serif;fill:#333}.name{font-weight:600}.middle{text-anchor:middle}.end{text-anchor:end}"
 LEAST = 8  # examples before a plan may be stopped
 
 
@@ -231,8 +232,10 @@ def heat_map(found: Scan, cell: int = 22) -> str:
             if np.isfinite(values[i, j]):
                 parts.append(_square(left + j * cell, above + i * cell, cell, values[i, j], top, (i, j) in marked))
     words = f"mean difference to the model itself; full colour at {top:.3g}; blue helps, red harms, - stopped early"
-    size = (left + found.blocks * cell + 20, above + found.blocks * cell + 12)
-    return picture("scan", "Score of looped ranges", words, size, parts)
+    parts.append(label(14, above + found.blocks * cell + 20, words, class_="tick"))
+    size = (max(left + found.blocks * cell + 20, 560), above + found.blocks * cell + 32)
+    drawn = picture("scan", "Score of looped ranges", words, size, [f"<style>{STYLE}</style>", *parts])
+    return drawn.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
 
 
 def _square(x: float, y: float, cell: int, value: float, top: float, stopped: bool) -> str:
