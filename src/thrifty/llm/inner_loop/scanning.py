@@ -25,7 +25,10 @@ from thrifty.llm.loading import Batch, completion_losses
 
 Array = npt.NDArray[np.float64]
 Progress = Callable[[int, int, str], None]
-STYLE = "text{font:11px system-ui,sans-serif;fill:#333}.name{font-weight:600}.middle{text-anchor:middle}.end{text-anchor:end}"
+STYLE = (
+    "text{font:11px system-ui,sans-serif;fill:#333}.name{font-weight:600}"
+    ".middle{text-anchor:middle}.end{text-anchor:end}"
+)
 LEAST = 8  # examples before a plan may be stopped
 
 
