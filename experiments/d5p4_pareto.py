@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -24,7 +25,7 @@ from thrifty.llm import d5p4
 from thrifty.llm.d5p4 import metrics
 
 PAD, END, MASK = 0, 1, 2
-LOWER = ("nll", "own", "self_bleu")  # of which less is better
+RANDOM = {"width": 128, "hidden": 344, "blocks": 2, "heads": 4, "context": 128}
 METRICS = {
     "nll": "NLL, causal LM", "own": "NLL, own", "entropy": "token entropy", "apart": "1 − cosine", "vendi": "Vendi",
     "distinct": "distinct-2", "self_bleu": "self-BLEU",
@@ -60,7 +61,9 @@ def methods(spec: dict[str, Any]) -> list[Method]:
     found += [Method("D5P4+", knob(b), d5p4.Select(beta=b)) for b in spec["betas"]]
     found += [Method("D5P4×", f"β = {b:g}", d5p4.Select(form="multiplicative", beta=b)) for b in spec["multiplicative"]]
     found += [Method("diverse beam", f"α = {a:g}", d5p4.Select("diverse_beam", alpha=a)) for a in spec["alphas"]]
-    middle = spec["multiplicative"][len(spec["multiplicative"]) // 2]
+    beta, middle = spec["masked_entropy"], spec["multiplicative"][len(spec["multiplicative"]) // 2]
+    found += [Method("masked entropy", "greedy beam", d5p4.Select("greedy_beam", quality="masked_entropy"))]
+    found += [Method("masked entropy", f"D5P4+ β = {beta:g}", d5p4.Select(beta=beta, quality="masked_entropy"))]
     return [*found, Method("k-DPP", f"× β = {middle:g}", d5p4.Select("k_dpp", form="multiplicative", beta=middle))]
 
 
@@ -70,32 +73,40 @@ def knob(beta: float) -> str:
 
 @dataclass(frozen=True)
 class Models:
-    """What is read from the folders: denoiser, external scorer, tokenizer, and the token of a line break."""
+    """What decodes: the denoiser, its tokenizer, and the token of a line break."""
 
     denoiser: d5p4.Denoiser
-    causal: Any
     tokenizer: Any
     line: int
 
 
 def models(spec: dict[str, Any]) -> Models:
-    """Return both models; `random = true` in the specification tries the experiment on untrained ones."""
+    """Return the denoiser; `random = true` in the specification tries the experiment on untrained models."""
     import transformers
 
     if spec.get("random"):
         import small_lm
 
-        size = {"width": 128, "hidden": 344, "blocks": 2, "heads": 4, "context": 128}
         torch.manual_seed(0)
-        masked, causal, tokenizer = small_lm.masked_model(size), small_lm.causal_model(size), small_lm.tokenizer()
+        masked, tokenizer = small_lm.masked_model(RANDOM), small_lm.tokenizer()
     else:
         masked = transformers.AutoModelForMaskedLM.from_pretrained(ROOT / spec["masked"])
-        causal = transformers.AutoModelForCausalLM.from_pretrained(ROOT / spec["causal"])
         tokenizer = transformers.AutoTokenizer.from_pretrained(ROOT / spec["masked"])
     masked = masked.eval().to(getattr(torch, spec["dtype"]))
     masked.set_attn_implementation("eager")  # quicker than "sdpa" at this size
     denoiser = d5p4.masked_lm(masked, MASK, never=(PAD, END))
-    return Models(denoiser, causal.eval(), tokenizer, tokenizer.backend_tokenizer.encode("\n").ids[0])
+    return Models(denoiser, tokenizer, tokenizer.backend_tokenizer.encode("\n").ids[0])
+
+
+def scorer(spec: dict[str, Any]) -> Any:
+    """Return the causal model."""
+    import transformers
+
+    if spec.get("random"):
+        import small_lm
+
+        return small_lm.causal_model(RANDOM).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(ROOT / spec["causal"]).eval()
 
 
 def prompts(mode: dict[str, Any], found: Models) -> tuple[list[Tensor], list[Tensor]]:
@@ -112,8 +123,10 @@ def prompts(mode: dict[str, Any], found: Models) -> tuple[list[Tensor], list[Ten
     return starts, chosen
 
 
-def decoded(spec: dict[str, Any], mode: dict[str, Any], method: Method, found: Models, file: Path) -> list[dict[str, Any]]:
-    """Return the pools of a cell, decoded or read: all k w sequences and scores, those of the representatives first."""
+def decoded(spec: dict[str, Any], name: str, method: Method, found: Models, folder: Path) -> list[dict[str, Any]]:
+    """Return the pools of a method, decoded or read: all k w sequences and their scores."""
+    method = next(m for m in methods(spec) if m.name == method.cell)
+    mode, file = spec["modes"][name], folder / f"{name}_{method.name.replace(' ', '_').replace('=', '')}.json"
     wanted = json.dumps([spec["masked"], spec["dtype"], spec["k"], spec["w"], mode, spec["seeds"], repr(method)])
     if file.exists() and (kept := json.loads(file.read_text(encoding="utf-8")))["wanted"] == wanted:
         pools: list[dict[str, Any]] = kept["pools"]
@@ -131,6 +144,7 @@ def decoded(spec: dict[str, Any], mode: dict[str, Any], method: Method, found: M
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps({"wanted": wanted, "pools": pools}), encoding="utf-8")
     os.replace(partial, file)
+    print(f"{name}: decoded {method.name}, {time.process_time():.0f} s of CPU so far", flush=True)
     return pools
 
 
@@ -144,22 +158,28 @@ def chosen(pool: dict[str, Any], method: Method, k: int) -> tuple[Tensor, Tensor
     return ids[picked], scores[picked]
 
 
-def external(ids: Tensor, prompt: int, found: Models) -> Tensor:
+def external(causal: Any, ids: Tensor, prompt: int, line: int) -> Tensor:
     """Return the mean negative log-likelihood (b,) of the new tokens of ids (b, t) under the causal model, nats."""
-    ids = ids.masked_fill(ids == found.line, END)  # what stands between paragraphs in its training text
+    ids = ids.masked_fill(ids == line, END)  # what stands between paragraphs in its training text
     whole = ids if prompt else torch.cat([torch.full((len(ids), 1), END), ids], 1)
     with torch.inference_mode():
-        log_p = torch.log_softmax(found.causal(input_ids=whole, use_cache=False).logits[:, :-1].float(), -1)
+        log_p = torch.log_softmax(causal(input_ids=whole, use_cache=False).logits[:, :-1].float(), -1)
     losses = -log_p.gather(2, whole[:, 1:, None])[..., 0].clamp_min(-metrics.NLL_CAP)
     return losses[:, max(0, prompt - 1) :].double().mean(1)
 
 
-def measured(mode: dict[str, Any], method: Method, pools: list[dict[str, Any]], k: int, found: Models, encoder: Any) -> dict[str, list[float]]:
+Scorers = tuple[Any, Any]  # causal model, sentence encoder
+
+
+def measured(
+    mode: dict[str, Any], method: Method, pools: list[dict[str, Any]], k: int, found: Models, scorers: Scorers
+) -> dict[str, list[float]]:
     """Return every metric, a number a pool."""
+    causal, encoder = scorers
     texts = [chosen(pool, method, k) for pool in pools]
     every = torch.cat([ids for ids, _ in texts])
     new = every[:, mode["prompt"] :]
-    nll = torch.cat([external(part, mode["prompt"], found) for part in every.split(64)])
+    nll = torch.cat([external(causal, part, mode["prompt"], found.line) for part in every.split(64)])
     words = [t.strip() or "." for t in found.tokenizer.batch_decode(new)]
     with torch.autocast("cpu", torch.bfloat16):
         embeddings = torch.cat([torch.from_numpy(encoder(words[i : i + 32])) for i in range(0, len(words), 32)])
@@ -184,28 +204,26 @@ def interval(values: Tensor, times: int) -> list[float]:
     return [round(float(v), 5) for v in (values.mean(), *means)]
 
 
-def one_mode(spec: dict[str, Any], name: str, mode: dict[str, Any], found: Models, encoder: Any, folder: Path) -> dict[str, Any]:
+def one_mode(spec: dict[str, Any], name: str, found: Models, scorers: Scorers, folder: Path) -> dict[str, Any]:
     """Return the points of a mode, the held-out text beside them, and a few texts."""
-    k = spec["k"]
+    mode, k = spec["modes"][name], spec["k"]
     rows, samples, plain = [], {}, {}
-    for number, method in enumerate(methods(spec)):
-        file = folder / f"{name}_{method.cell.replace(' ', '_').replace('=', '')}.json"
-        source = next(m for m in methods(spec) if m.name == method.cell)
-        pools = decoded(spec, mode, source, found, file)
-        values = {m: torch.tensor(v, dtype=torch.float64) for m, v in measured(mode, method, pools, k, found, encoder).items()}
+    for method in methods(spec):
+        pools = decoded(spec, name, method, found, folder)
+        values = {m: torch.tensor(v, dtype=torch.float64) for m, v in measured(mode, method, pools, k, found, scorers).items()}
         plain = plain or values
         row: dict[str, Any] = {"family": method.family, "knob": method.knob, "passes": pools[0]["passes"], "pools": len(pools)}
         row |= {m: interval(v, spec["bootstrap"]) for m, v in values.items()}
         row |= {f"{m}_more": interval(values[m] - plain[m], spec["bootstrap"]) for m in ("nll", "apart")}
         rows.append(row)
         samples[method.name] = found.tokenizer.batch_decode(chosen(pools[0], method, k)[0])[:2]
-        print(f"{name}: {number + 1} {method.name} NLL {row['nll'][0]:.3f} apart {row['apart'][0]:.3f}", flush=True)
+        print(f"{name}: {method.name} NLL {row['nll'][0]:.3f} apart {row['apart'][0]:.3f}", flush=True)
     real = prompts(mode, found)[1]
     held: dict[str, float] = {}
     if real:
         whole = torch.stack(real)
         new = whole[:, mode["prompt"] :].tolist()
-        held = {"nll": float(external(whole, mode["prompt"], found).mean())}
+        held = {"nll": float(external(scorers[0], whole, mode["prompt"], found.line).mean())}
         held["entropy"] = sum(map(metrics.token_entropy, new)) / len(new)
     return {"points": rows, "held_out": held, "texts": {m: samples[m] for m in list(samples)[:8]}}
 
@@ -214,9 +232,12 @@ def run(spec: dict[str, Any], name: str) -> dict[str, Any]:
     """Decode and measure every point of every mode."""
     from thrifty.fewshot.features import sentence_encoder
 
-    found, encoder = models(spec), sentence_encoder()
-    folder = ROOT / "runs" / "d5p4_pareto" / name
-    return {"modes": {m: one_mode(spec, m, mode, found, encoder, folder) for m, mode in spec["modes"].items()}}
+    found, folder = models(spec), ROOT / "runs" / "d5p4_pareto" / name
+    for mode in spec["modes"]:
+        for method in methods(spec):
+            decoded(spec, mode, method, found, folder)
+    scorers = scorer(spec), sentence_encoder()
+    return {"modes": {mode: one_mode(spec, mode, found, scorers, folder) for mode in spec["modes"]}}
 
 
 def front(points: Sequence[dict[str, Any]]) -> list[bool]:
@@ -257,7 +278,7 @@ def pareto_table() -> str:
 FAMILIES = {
     "independent": ("#000000", "o"), "best of N": ("#7f7f7f", "s"), "best of each group": ("#b0b0b0", "s"),
     "greedy beam": ("#d62728", "D"), "D5P4+": ("#1f77b4", "o"), "D5P4×": ("#17becf", "^"), "diverse beam": ("#ff7f0e", "v"),
-    "k-DPP": ("#9467bd", "P"),
+    "masked entropy": ("#8c564b", "*"), "k-DPP": ("#9467bd", "P"),
 }  # fmt: skip
 
 
