@@ -1,7 +1,8 @@
 """What looping costs beyond the blocks that it runs: a looped model beside one that has as many blocks of its own.
 
 Every mode and the unrolled copy take the same input in turn, many rounds, in an order that changes; time is the process's CPU time on one
-thread, a ratio is taken within a round, and the median over rounds is reported with a bootstrap interval.
+thread, a ratio is taken within a round, and the median over rounds is reported with a bootstrap interval. Beside it stands the time
+inside the mixing alone, as a share of the same call: a ratio of two measurements that other work on the machine slows alike.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import nn
 
 from thrifty.llm.families import parts_of
 from thrifty.llm.inner_loop import Plan, loop
+from thrifty.llm.inner_loop.mixing import Damper, Mixer
 
 
 def unrolled(model: Any, order: list[int]) -> Any:
@@ -63,6 +65,7 @@ def run(model: Any, tokenizer: Any, spec: dict[str, Any], name: str) -> dict[str
         return {
             "blocks": len(parts_of(physical).blocks), "naive equals the copy": same,
             "prefill": rounds(model, physical, spec, decoding=False), "decode": rounds(model, physical, spec, decoding=True),
+            "mixing": {part: {m: mixing_share(model, m, spec, part == "decode") for m in spec["modes"]} for part in ("prefill", "decode")},
         }  # fmt: skip
 
 
@@ -97,8 +100,39 @@ def one(model: Any, physical: Any, mode: str, spec: dict[str, Any], decoding: bo
         return work_of(model, spec, decoding)
 
 
-def work_of(model: Any, spec: dict[str, Any], decoding: bool) -> float:
+def mixing_share(model: Any, mode: str, spec: dict[str, Any], decoding: bool) -> float:
+    """Return the median share of a call that is spent in the mixing."""
+    spent = [0.0]
+
+    def timing(inner: Callable[..., Any]) -> Callable[..., Any]:
+        def outer(*args: Any) -> Any:
+            begun = time.process_time()
+            try:
+                return inner(*args)
+            finally:
+                spent[0] += time.process_time() - begun
+
+        return outer
+
+    places = [(Mixer, "first"), (Mixer, "next"), (Damper, "enter"), (Damper, "leave")]
+    kept, shares = [getattr(*place) for place in places], []
+    for (owner, name), inner in zip(places, kept):
+        setattr(owner, name, timing(inner))
+    try:
+        with loop(model, Plan(*spec["range"], spec["passes"], mode)):
+            for _ in range(1 + spec["rounds"] // 3):
+                whole = work_of(model, spec, decoding, lambda: spent.__setitem__(0, 0.0))
+                shares.append(spent[0] / whole)
+    finally:
+        for (owner, name), inner in zip(places, kept):
+            setattr(owner, name, inner)
+    return float(np.median(shares[1:]))
+
+
+def work_of(model: Any, spec: dict[str, Any], decoding: bool, before: Callable[[], None] = lambda: None) -> float:
     if not decoding:
+        before()
         return timed(lambda: prefill(model, spec))
     start = prefill(model, {**spec, "prompt": spec["context"]})
+    before()
     return timed(lambda: decode(model, spec, start))

@@ -99,8 +99,10 @@ def overhead_table() -> str:
     """Return the time of each mode beside the physical copy."""
     r, rows = result(OVERHEAD), []
     for mode in r["spec"]["modes"]:
-        rows.append([mode, *(interval([x - 1 for x in r[part][mode]], 1, 100.0).replace("**", "") for part in ("prefill", "decode"))])
-    return table(("mode", "prefill, % more time than the copy", "decoding, % more"), rows)
+        more = (interval([x - 1 for x in r[part][mode]], 1, 100.0).replace("**", "") for part in ("prefill", "decode"))
+        rows.append([mode, *(f"{100 * r['mixing'][part][mode]:.2f}" for part in ("prefill", "decode")), *more])
+    head = ("mode", "mixing alone, % of prefill", "% of decoding", "prefill: % more than the copy", "decoding: % more than the copy")
+    return table(head, rows)
 
 
 def transitions_table() -> str:

@@ -26,7 +26,7 @@ class Mixer:
         self.reference: Tensor | None = None
         self.length: Tensor | None = None  # of the reference
         self.mean: Tensor | None = None  # weighted mean of the outputs so far
-        self.weight: Tensor | None = None  # sum of their weights
+        self.weight: Tensor | None = None  # log of the sum of their weights; y_0 has weight 1
 
     def first(self, y: Tensor) -> Tensor:
         """Take the state y (b, t, d) of pass 0, and return it."""
@@ -49,9 +49,7 @@ class Mixer:
             self.mean = torch.lerp(self.mean, y, 1 / self.passes)  # type: ignore[arg-type]
             z = self.mean if mode == "uniform" else self._away(self.mean)
         elif mode == "alignment":
-            weight = self._affinity(y)
-            self.weight = weight + (1.0 if self.weight is None else self.weight)
-            z = self.mean = torch.lerp(self.mean, y, (weight / self.weight).to(y.dtype))  # type: ignore[arg-type]
+            z = self.mean = torch.lerp(self.mean, y, self._share(y).to(y.dtype))  # type: ignore[arg-type]
         if self.passes == self.plan.passes:
             self.forget()
         return z
@@ -60,16 +58,22 @@ class Mixer:
         """Let go of the states."""
         self.reference = self.length = self.mean = self.weight = None
 
-    def _affinity(self, y: Tensor) -> Tensor:
-        """Return exp((cos(y_0, y) - 1) / temperature), (b, t, 1), or (b, 1, 1) of the last position; 1 for y_0."""
+    def _share(self, y: Tensor) -> Tensor:
+        """Return the weight of y among those so far, (b, t, 1), or (b, 1, 1) by the last position.
+
+        Weights are exp((cos(y_0, y) - 1) / temperature), 1 for y_0; a share of a sum is a sigmoid of logarithms.
+        """
         assert self.reference is not None
         a, b = (self.reference, y) if self.plan.scope == "position" else (self.reference[:, -1:], y[:, -1:])
         a, b = a.float(), b.float()
         if self.length is None:
-            self.length = a.norm(dim=-1, keepdim=True).clamp_min(1e-8)
-        dot = torch.linalg.vecdot(a, b)[..., None]
-        cosine = dot / (self.length * b.norm(dim=-1, keepdim=True).clamp_min(1e-8))
-        return torch.exp((cosine.clamp_max(1.0) - 1.0) / self.plan.temperature)
+            self.length = a.norm(dim=-1, keepdim=True)
+        sizes = (self.length * b.norm(dim=-1, keepdim=True)).clamp_min_(1e-16)
+        score = torch.linalg.vecdot(a, b)[..., None].div_(sizes).sub_(1.0).div_(self.plan.temperature)
+        share = torch.sigmoid(score if self.weight is None else score - self.weight)
+        if self.passes < self.plan.passes:
+            self.weight = torch.logaddexp(score.new_zeros(()) if self.weight is None else self.weight, score)
+        return share
 
     def _away(self, mixed: Tensor) -> Tensor:
         assert self.reference is not None
