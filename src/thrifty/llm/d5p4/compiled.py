@@ -70,46 +70,44 @@ def _greedy() -> Any:
     @numba.njit(nogil=True, cache=True, error_model="numpy")
     def greedy(kernel, w, begin, floor, chosen, own):
         n, k = kernel.shape[0], chosen.shape[1]
-        basis, inverse, shares = np.empty((k, n)), np.empty(k), np.empty(k)
-        variance, place = np.empty(n), np.empty(n, np.int64)
+        basis, shares, inverse = np.empty((k, n)), np.empty(k), np.empty(k)
+        variance = np.empty(n)
+        bits = variance.view(np.int64)
         for s in range(begin.shape[0]):
-            left, at = n, begin[s]  # candidates of groups that are not taken come first, in any order of groups
             for j in range(n):
-                variance[j], place[j] = kernel[j, j], j
+                variance[j] = kernel[j, j] + 0.0  # no negative zero, which is another integer
             for step in range(k):
+                pick = begin[s]
                 if step:
-                    at, most = 0, variance[0]
-                    for j in range(1, left):
-                        if variance[j] >= most and (variance[j] > most or place[j] < place[at]):
-                            at, most = j, variance[j]
-                pick, value = place[at], variance[at]
+                    most = np.int64(np.iinfo(np.int64).min)  # of integers in the order of the numbers: quick to compare
+                    for j in range(n):
+                        most = max(most, bits[j] ^ ((bits[j] >> 63) & np.int64(0x7FFFFFFFFFFFFFFF)))
+                    pick = np.int64(n)
+                    for j in range(n):
+                        same = most == bits[j] ^ ((bits[j] >> 63) & np.int64(0x7FFFFFFFFFFFFFFF))
+                        pick = min(pick, np.int64(j) if same else np.int64(n))
+                value = variance[pick]
                 chosen[s, step], own[s, step] = pick, value
                 if step == k - 1:
                     break
-                inverse[step] = 1.0 / max(value, floor)
+                scale = 1.0 / max(value, floor)
+                inverse[step] = scale
                 for m in range(step):
-                    shares[m] = basis[m, at] * inverse[m]
-                left -= w
-                first = at - at % w
-                for j in range(w):  # the last group takes the place of the one that is taken
-                    place[first + j], variance[first + j] = place[left + j], variance[left + j]
-                for m in range(step):
-                    lower = basis[m]
-                    for j in range(w):
-                        lower[first + j] = lower[left + j]
+                    shares[m] = basis[m, pick] * inverse[m]
+                for j in range(pick - pick % w, pick - pick % w + w):
+                    variance[j] = -np.inf
                 row, held = basis[step], kernel[pick]
-                for j in range(left):
-                    row[j] = held[place[j]]
+                for j in range(n):
+                    row[j] = held[j]
                 for m in range(0, step - 2, 3):  # three at a time, in the same order
                     a, b, c, x, y, z = basis[m], basis[m + 1], basis[m + 2], shares[m], shares[m + 1], shares[m + 2]
-                    for j in range(left):
+                    for j in range(n):
                         row[j] = ((row[j] - a[j] * x) - b[j] * y) - c[j] * z
                 for m in range(step - step % 3, step):
                     before, share = basis[m], shares[m]
-                    for j in range(left):
+                    for j in range(n):
                         row[j] -= before[j] * share
-                scale = inverse[step]
-                for j in range(left):
+                for j in range(n):
                     variance[j] -= row[j] * row[j] * scale
 
     return greedy
