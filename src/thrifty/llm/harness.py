@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thrifty.errors import KnobError, need
+from thrifty.errors import KnobError, ThriftyError, need
 from thrifty.llm import d5p4
 from thrifty.llm.changes import Changed, Changes, change, parse_attenuation, parse_plan
 from thrifty.llm.d5p4.denoisers import Denoiser
@@ -76,9 +76,8 @@ class ThriftyLM(ChangedLM):
     """A checkpoint on this machine, changed: `--model thrifty --model_args model=FOLDER,plan=10:15:3,mode=uniform`.
 
     model: a folder or a GGUF file. plan: START:END:PASSES, or a JSON file. mode, granularity, kv: of the plan. adapter:
-    files of sparse adapters, joined by "+". attenuate: BLOCK:ALPHA, joined by "+". placement: of the attenuation. dtype:
-    the checkpoint's where it is left out.
-    options: of lm-eval's HFLM.
+    files of sparse adapters, joined by "+". attenuate: BLOCK:ALPHA, joined by "+". placement: of the attenuation.
+    dtype: the checkpoint's where it is left out. options: of lm-eval's HFLM.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class ThriftyLM(ChangedLM):
             placement,
             parse_plan(plan, **knobs) if plan else None,
         )
-        loaded, tokenizer = load_model(model, dtype or stored_dtype(model), attention, device or "cpu")
+        loaded, tokenizer = load_model(model, dtype or stored_dtype(model), attention, _present(device))
         super().__init__(loaded, tokenizer, changes, **options)
 
 
@@ -122,6 +121,7 @@ class DiffusionLM(_api.LM):  # type: ignore[misc]
     ) -> None:  # fmt: skip
         super().__init__()
         del max_batch_size
+        self._device = _present(device)
         self.rows = int(batch_size) if str(batch_size).isdigit() else 16
         rules = {
             f"k is {k}; it must be at least 1": k >= 1,
@@ -130,13 +130,12 @@ class DiffusionLM(_api.LM):  # type: ignore[misc]
             f"tokens is {tokens}; it must be at least 1": tokens >= 1,
             f"samples is {samples}; it must be at least 1": samples >= 1,
             f"block is {block}; it must be 0 or more": block >= 0,
-            f"device is {device}; this model runs on the cpu": device in (None, "cpu"),
             "a denoiser needs its tokenizer": isinstance(model, (str, Path)) or tokenizer is not None,
         }
         if wrong := [sentence for sentence, fine in rules.items() if not fine]:
             raise KnobError("; ".join(wrong))
         if isinstance(model, (str, Path)):
-            model, tokenizer = d5p4.load_masked_lm(model, style, guidance, self.rows)
+            model, tokenizer = d5p4.load_masked_lm(model, style, guidance, self.rows, self._device)
         self.denoiser: Denoiser = model
         self.tokenizer = tokenizer
         self.k, self.w, self.steps, self.tokens, self.block = k, w, steps, tokens, block
@@ -160,7 +159,7 @@ class DiffusionLM(_api.LM):  # type: ignore[misc]
             ids = torch.tensor([*before, *answer])
             asked = torch.arange(len(ids)) >= len(before)
             bound = self._bound(ids, asked, f"{context}\0{continuation}")
-            found.append((bound, d5p4.is_greedy(self.denoiser, ids, asked)))
+            found.append((bound, d5p4.is_greedy(self.denoiser, ids, asked, self._device)))
             self.cache_hook.add_partial("loglikelihood", request.args, found[-1])
         return found
 
@@ -206,17 +205,17 @@ class DiffusionLM(_api.LM):  # type: ignore[misc]
         steps = self.steps or size
         made = d5p4.sample(
             self.denoiser, self.k, self.w, steps, self.selector, start=start, process=process,
-            generator=self._generator(context),
+            generator=self._generator(context), device=self._device,
         )  # fmt: skip
         self.passes += made.passes
-        rows = made.representatives
+        rows = made.representatives.cpu()
         asked_of = torch.arange(len(start)) >= len(before)
         scores = [self._bound(row, asked_of, context, CANDIDATES) for row in rows] if self.k > 1 else [0.0]
         return rows[:, len(before) :], max(range(len(rows)), key=scores.__getitem__)
 
     def _bound(self, ids: Tensor, answer: Tensor, text: str, samples: int = 0) -> float:
         found = d5p4.log_likelihood_bound(
-            self.denoiser, ids, answer, self._generator(text), samples or self.samples, self.rows
+            self.denoiser, ids, answer, self._generator(text), samples or self.samples, self.rows, self._device
         )
         self.passes += found.passes
         return found.value
@@ -263,6 +262,12 @@ class DiffusionLM(_api.LM):  # type: ignore[misc]
         return {"thrifty": {"k": self.k, "w": self.w, "samples": self.samples, "seed": self.seed}}
 
 
+def _present(device: str | None) -> str:
+    """Return the device, or "cpu" where there is no such one: lm-eval's command line asks for cuda:0 by itself."""
+    wanted = device or "cpu"
+    return "cpu" if wanted.startswith("cuda") and not torch.cuda.is_available() else wanted
+
+
 def _until(text: str, stops: Sequence[str]) -> str:
     for stop in stops:
         text = text.split(stop, maxsplit=1)[0] if stop else text
@@ -291,10 +296,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run lm-eval's own command line, which knows the names "thrifty" and "thrifty-diffusion" here."""
     if arguments is not None:
         sys.argv = ["lm-eval", *arguments]
-    need("lm_eval.__main__", extra="lm_eval").cli_evaluate()
+    try:
+        need("lm_eval.__main__", extra="lm_eval").cli_evaluate()
+    except ThriftyError as err:
+        sys.exit(f"thrifty: {err}")
 
 
 if __name__ == "__main__":
-    from thrifty.llm.harness import main as run  # under its own name, so that nothing is registered twice
-
-    run()
+    main()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import runpy
 import socket
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -190,6 +192,21 @@ def test_names_of_the_registry(tmp_path, evaluate):
         get_model("thrifty").create_from_arg_string(f"model={folder},mode=naive")
 
 
+def test_the_module_runs_lm_evals_command_line(monkeypatch):
+    names, called = [], []
+
+    def register(name):
+        assert name not in names, "registered twice"
+        names.append(name)
+        return lambda kind: kind
+
+    monkeypatch.setattr("lm_eval.api.registry.register_model", register)
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: called.append(list(names)))
+    monkeypatch.delitem(sys.modules, "thrifty.llm.harness")
+    runpy.run_module("thrifty.llm.harness", run_name="__main__")
+    assert called == [["thrifty", "thrifty-diffusion"]]
+
+
 def test_the_bound_is_tight_for_exact_denoisers():
     torch.manual_seed(3)
     joint = torch.rand(5, 5) ** 3
@@ -278,5 +295,5 @@ def test_texts_of_a_masked_model(tmp_path, evaluate):
     assert all(len(t) <= 6 and "." not in t for t in several.outputs[0])
     assert len(set(several.outputs[0])) > 1
     assert several.passes >= 2 * 3 * 2 * 3
-    with pytest.raises(KnobError, match=r"k is 0.*samples is 0.*device is cuda"):
-        DiffusionLM(folder, k=0, samples=0, device="cuda")
+    with pytest.raises(KnobError, match=r"k is 0.*samples is 0"):
+        DiffusionLM(folder, k=0, samples=0)

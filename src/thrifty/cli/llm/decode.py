@@ -29,6 +29,7 @@ def add(methods: Any) -> None:
         "Each step costs K x W forward passes, in whatever way the survivors are chosen.",
     )  # fmt: skip
     parser.add_argument("--model", required=True, metavar="FOLDER", help=MODEL)
+    parser.add_argument("--device", default="cpu", help="where it runs, such as cuda (%(default)s)")
     parser.add_argument("--style", choices=STYLES, default="subs", help="MDLM's or LLaDA's (%(default)s)")
     parser.add_argument("--prompt", metavar="TEXT", help="what comes before the masks; it may hold mask tokens itself")
     parser.add_argument("--masks", type=int, metavar="N", help="tokens to decode (32, or those in the prompt)")
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     selector = _checked(args)
     quiet()
     with waiting(f"reading {args.model}"):
-        denoiser, tokenizer = d5p4.load_masked_lm(args.model, args.style, args.guidance, args.batch)
+        denoiser, tokenizer = d5p4.load_masked_lm(args.model, args.style, args.guidance, args.batch, args.device)
     start = _start(args, denoiser, tokenizer)
     runs = {"D5P4" if args.method in ("greedy_map", "map_set") else args.method: selector}
     if args.baseline:
@@ -138,7 +139,7 @@ def _sample(args: argparse.Namespace, denoiser: Any, start: Any, selector: Any, 
     process: Any = d5p4.Blocks(args.block, temperature=args.temperature) if args.block else d5p4.Mdlm(args.temperature)
     return d5p4.sample(
         denoiser, args.keep, args.children, args.steps or masks, selector, start=start, process=process,
-        generator=torch.Generator().manual_seed(args.seed), progress=progress,
+        generator=torch.Generator().manual_seed(args.seed), progress=progress, device=args.device,
     )  # fmt: skip
 
 
@@ -149,11 +150,13 @@ def _measured(args: argparse.Namespace, denoiser: Any, tokenizer: Any, start: An
     from thrifty.llm import d5p4
     from thrifty.llm.d5p4 import metrics
 
-    rows, asked = made.representatives, start == denoiser.mask_id
+    rows, asked = made.representatives.cpu(), start == denoiser.mask_id
     generator = torch.Generator().manual_seed(args.seed)
-    bounds = [d5p4.log_likelihood_bound(denoiser, row, asked, generator, QUALITY, args.batch) for row in rows]
+    how = (generator, QUALITY, args.batch, args.device)
+    bounds = [d5p4.log_likelihood_bound(denoiser, row, asked, *how) for row in rows]
     written = [row[asked].tolist() for row in rows]
-    _, hidden = denoiser(rows, ~asked if bool((~asked).any()) else None, args.guidance is None or bool((~asked).any()))
+    _, hidden = denoiser(rows.to(args.device), ~asked.to(args.device), args.guidance is not None)
+    hidden = hidden.cpu()
     cosines = d5p4.gram(hidden[:, asked])
     several = len(rows) > 1
     return {

@@ -33,6 +33,7 @@ GRANULARITIES = ("block", "boundary")
 KV_MODES = ("own", "first_pass")
 PLAN_FILE = "inner_loop.json"
 SHOWN = 10  # ranges of a scan
+REUSED = 2 << 30  # bytes of states that a scan may keep
 SCORES = {True: "accuracy", False: "log-likelihood, nats a token"}
 
 
@@ -265,7 +266,8 @@ def _scan(
         p for n in args.passes for p in ranges(blocks, args.longest, n, **knobs) if p.start >= first and p.end <= end
     ]
     with progress_bar("scanning") as bar:
-        found = scan(model, rows, plans, score=score, seed=args.seed, state=args.state, progress=bar)
+        found = scan(model, rows, plans, score=score, seed=args.seed, reuse=_small(model, rows, blocks),
+                     state=args.state, progress=bar)  # fmt: skip
     best = sorted(found.cells, key=lambda c: -c.mean)
     cells = [(f"{c.plan.start}:{c.plan.end}:{c.plan.passes}", _signed(c.mean), _interval(c.low, c.high),
               f"{100 * c.plan.extra_share(blocks):+.0f} %", len(c.differences)) for c in best[:SHOWN]]  # fmt: skip
@@ -280,6 +282,13 @@ def _scan(
         _write_map(args.map, found, args.passes)
         lines.append(f"map: {args.map}")
     return {"score": SCORES[questions], "scan": found.to_json()}, lines
+
+
+def _small(model: Any, rows: list[Any], blocks: int) -> bool:
+    """Whether the states of all examples behind every block may be kept, which halves a scan's work."""
+    embedding = _parts(model).embedding.weight
+    numbers = (blocks + 1) * sum(b.ids.numel() for b in rows) * embedding.shape[1]
+    return bool(numbers * embedding.element_size() <= REUSED)
 
 
 def _write_map(path: str, found: Scan, passes: tuple[int, ...]) -> None:

@@ -193,18 +193,18 @@ def _skipped(model: Any) -> int:
 
 
 def load_masked_lm(
-    path: str | Path, style: str = "subs", guidance: float | None = None, batch: int = 0
+    path: str | Path, style: str = "subs", guidance: float | None = None, batch: int = 0, device: str = "cpu"
 ) -> tuple[Any, Any]:
     """Return (denoiser, tokenizer) of a checkpoint folder with a masked language model; nothing is downloaded.
 
     Special tokens are never generated; the classifier and separator tokens are put around the sequence.
-    Raises DataError when the folder holds no such model, KnobError.
+    device: where it runs; `sample` needs the same. Raises DataError when the folder holds no such model, KnobError.
     """
     hf = need("transformers", extra="llm")
     if not (Path(path) / "config.json").is_file():
         raise DataError(f"{path} holds no config.json; give the folder of a masked language model")
     try:
-        model = hf.AutoModelForMaskedLM.from_pretrained(str(path), local_files_only=True).eval()
+        model = hf.AutoModelForMaskedLM.from_pretrained(str(path), local_files_only=True).eval().to(device)
         tokenizer = hf.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as err:
         raise DataError(f"{path} cannot be loaded as a masked language model: {err}") from err

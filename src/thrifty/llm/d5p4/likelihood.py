@@ -27,13 +27,15 @@ class Bound:
 
 
 def log_likelihood_bound(
-    denoiser: Denoiser, ids: Tensor, answer: Tensor, generator: torch.Generator, samples: int = SAMPLES, batch: int = 16
-) -> Bound:
+    denoiser: Denoiser, ids: Tensor, answer: Tensor, generator: torch.Generator, samples: int = SAMPLES,
+    batch: int = 16, device: str | torch.device = "cpu",
+) -> Bound:  # fmt: skip
     """Return the bound of the log-likelihood of some tokens of a text, given the others.
 
-    ids: (t,) without masks; answer: (t,) bool, the L tokens that are scored. Each sample masks l of them, l spread
-    evenly over 1..L, and weighs their cross-entropy by L / l. For a denoiser whose conditionals belong to one joint
-    distribution the bound is tight: the mean is the log-likelihood itself. Raises KnobError.
+    ids: (t,) without masks; answer: (t,) bool, the L tokens that are scored; both on the cpu. device: the denoiser's.
+    Each sample masks l of them, l spread evenly over 1..L, and weighs their cross-entropy by L / l. For a denoiser
+    whose conditionals belong to one joint distribution the bound is tight: the mean is the log-likelihood itself.
+    Raises KnobError.
 
     Source: LLaDA (arXiv:2502.09992), its evaluation: 128 samples, one for a single token.
     """
@@ -49,7 +51,8 @@ def log_likelihood_bound(
     for part in torch.split(torch.arange(samples), batch):
         masked = torch.zeros(len(part), len(ids), dtype=torch.bool)
         masked[:, places] = order[part] < counts[part, None]
-        log_p, _ = denoiser(ids.expand(len(part), -1).masked_fill(masked, denoiser.mask_id), ~answer)
+        state = ids.expand(len(part), -1).masked_fill(masked, denoiser.mask_id)
+        log_p, _ = denoiser(state.to(device), ~answer.to(device))
         passes += len(part) * denoiser.passes()
         own = log_p.cpu().double().gather(2, ids.expand(len(part), -1)[..., None])[..., 0]
         found.append((own * masked).sum(1) * length / counts[part])
@@ -58,7 +61,7 @@ def log_likelihood_bound(
     return Bound(float(values.mean()), error, length, passes)
 
 
-def is_greedy(denoiser: Denoiser, ids: Tensor, answer: Tensor) -> bool:
+def is_greedy(denoiser: Denoiser, ids: Tensor, answer: Tensor, device: str | torch.device = "cpu") -> bool:
     """Return whether decoding one token a step, always the surest of the masked ones, gives the answer.
 
     ids: (t,); answer: (t,) bool. Stops at the first token that differs: at most L forward passes.
@@ -66,7 +69,7 @@ def is_greedy(denoiser: Denoiser, ids: Tensor, answer: Tensor) -> bool:
     _length(ids, answer)
     state = ids.masked_fill(answer, denoiser.mask_id)
     while bool((left := (state == denoiser.mask_id) & answer).any()):
-        log_p, _ = denoiser(state[None], ~answer)
+        log_p, _ = denoiser(state[None].to(device), ~answer.to(device))
         best, token = log_p[0].cpu().double().max(-1)
         place = int(best.masked_fill(~left, -math.inf).argmax())
         if int(token[place]) != int(ids[place]):
