@@ -515,6 +515,8 @@ def smoothness_table() -> str:
 def overhead_table() -> str:
     """Return what each objective adds to a step."""
     found = result("objective_overhead")
+    if "gflop" not in found:  # measured before operations were counted
+        return "Not measured."
     rows = [
         [
             r["objective"], f"{100 * r['operations']:.1f}", f"{100 * r['added_quiet']:.1f}",

@@ -377,3 +377,69 @@ WORDS = {
     "untrained": "small encoder, untrained",
     "scratch": "small encoder, pretrained alone",
 }
+NAME = "layer_groups_pretrained"
+
+
+def finished() -> dict[str, Any] | None:
+    """Return the result, if there is one."""
+    import tables
+
+    return tables.load("speech_pretraining").get(NAME)
+
+
+def students_table() -> str:
+    """Return sizes, distances and accuracies."""
+    import tables
+
+    if (found := finished()) is None:
+        return "Not measured."
+    tasks = list(found["cells"]["teacher"][0]["accuracy"])
+    whole = found["cells"]["teacher"][0]["layer_parameters"]
+    rows = []
+    for method, words in WORDS.items():
+        cells = found["cells"][method]
+        scores = [base.spread([c["accuracy"][t] for c in cells]) if t in cells[0]["accuracy"] else "–" for t in tasks]
+        sized, smaller = "layer_parameters" in cells[0], cells[0].get("layer_parameters", whole) < whole
+        removed = base.spread([1 - c["layer_parameters"] / whole for c in cells]) if smaller else "–"
+        away = base.spread([c["distance"] for c in cells], 1.0, 3) if sized and method != "teacher" else "–"
+        spent = f"{np.mean([_seconds(c) for c in cells]):.0f} s" if method in (*MATCHED, "scratch") else "–"
+        rows.append([words, len(cells) if smaller else "–", removed, away, *scores, spent])
+    head = ("method", "seeds", "% of layer parameters removed", "distance", *tasks, "CPU time, after the teacher's")
+    return tables.table(head, rows)
+
+
+def _seconds(cell: dict[str, Any]) -> float:
+    """Return the CPU seconds of making and judging a cell."""
+    return float(cell["cpu_seconds"])
+
+
+def encoder_table() -> str:
+    """Return what was pretrained, how well it predicts, and its groups."""
+    import tables
+
+    if (found := finished()) is None:
+        return "Not measured."
+    spec, told, clips = found["spec"], found["pretraining"], found["clips"]
+    alone = [c["pretraining"] for c in found["cells"]["scratch"]]
+    whole = found["cells"]["teacher"][0]
+
+    def groups(given: Sequence[Sequence[int]]) -> str:
+        return " ".join("{" + ", ".join(map(str, g)) + "}" for g in given)
+
+    rows = [
+        ["clips without labels / of the probes", f"{clips['unlabelled']} ({clips['seconds'][0] / 60:.0f} min) / {clips['probe']}"],
+        ["parameters, of them in layers", f"{whole['parameters']:,}, {whole['layer_parameters']:,}"],
+        ["steps x clips, CPU time", f"{spec['pretraining']['steps']} x {spec['pretraining']['batch']}, {told['training_cpu_seconds']:.0f} s"],
+        ["loss, first and last hundred steps", f"{told['loss_per_100_steps'][0]:.2f}, {told['loss_per_100_steps'][-1]:.2f}"],
+        ["right cluster of masked frames, clips held out", f"{100 * told['held_out_accuracy']:.1f} % of {spec['clusters']} clusters"],
+        ["the same, small encoder pretrained alone", f"{base.spread([a['held_out_accuracy'] for a in alone])} %"],
+        ["the same, always the commonest cluster", f"{100 * told['commonest_cluster']:.1f} %"],
+        ["least CKA between two representations", f"{np.min(found['cka']):.2f}"],
+        ["groups (0 is the input)", groups(found["groups"])],
+        ["single layers", " ".join(str(g[0]) for g in found["single_layers"])],
+        ["random groups", "; ".join(groups(c["matched"]) for c in found["cells"]["random_groups"])],
+    ]  # fmt: skip
+    return tables.table(("what", "value"), rows)
+
+
+TABLES = {NAME: students_table, f"{NAME}_encoder": encoder_table}
