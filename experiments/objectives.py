@@ -346,11 +346,33 @@ def overhead(spec: dict[str, Any], name: str) -> dict[str, Any]:
         "cross_entropy_ms": round(1e3 * statistics.median(whole), 2),
         "gflop": round(operations / 1e9, 3),
         "rounds": spec["rounds"],
+        "rates": {**_rates(spec["batch"]), "a training step of ResNet-8": round(operations / 1e9 / _quartile(whole), 1)},
         "load": [round(v, 2) for v in os.getloadavg()],
         "objectives": [
             {"objective": key, "operations": round(counted[key] / operations, 4), **_shares(rounds[key], whole)} for key in made
         ],
     }
+
+
+def _rates(rows: int) -> dict[str, float]:
+    """Return the GFLOP/s (lower quartile of times) of the products of a large layer."""
+    from thrifty.objectives.products import gram, product
+
+    h, s = torch.randn(rows, 16384), torch.randn(rows, rows)
+    whole = 2 * rows * rows * h.shape[1]
+    works = {
+        "h @ h.T": (lambda: h @ h.T, whole), "gram(h)": (lambda: gram(h), _operations(lambda: gram(h))),
+        "s @ h": (lambda: s @ h, whole), "product(s, h)": (lambda: product(s, h), whole),
+    }  # fmt: skip
+    rates = {}
+    for name, (work, count) in works.items():
+        times = []
+        for _ in range(40):
+            start = time.process_time()
+            work()
+            times.append(time.process_time() - start)
+        rates[name] = round(count / 1e9 / _quartile(times), 1)
+    return rates
 
 
 def _operations(work: Callable[[], Any]) -> int:
@@ -531,7 +553,14 @@ def overhead_table() -> str:
     return table(head, rows)
 
 
+def rates_table() -> str:
+    """Return how quick the products are, beside a whole step."""
+    found = result("objective_overhead")
+    return table(("work", "GFLOP/s"), [[f"`{k}`" if "(" in k or "@" in k else k, v] for k, v in found["rates"].items()]) if "rates" in found else "Not measured."
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "objective_overhead_rates": rates_table,
     "objective_recovery": recovery_table,
     "objective_recovery_gain": gain_table,
     "objective_student": student_table,

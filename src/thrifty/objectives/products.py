@@ -69,9 +69,8 @@ def _panels(h: Tensor) -> Tensor:
 def product(a: Tensor, b: Tensor) -> Tensor:
     """Return a @ b: (n, m) and (m, d), as (n, d); no gradient flows through it.
 
-    Large float32 matrices on the CPU go to oneDNN, whose kernels use the widest vectors of the machine; those of MKL,
-    behind `a @ b`, do not on processors that are not Intel's, and take twice as long there. oneDNN is quick for rows or
-    columns without gaps only: others stay with `a @ b`.
+    Large float32 matrices on the CPU go to oneDNN, which was quicker than MKL, behind `a @ b`, on an AMD processor (see
+    docs/objectives.md). It is quick for rows or columns without gaps only: others stay with `a @ b`.
     """
     if _quick(a, b):
         found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.T, None, "none", [], "")
