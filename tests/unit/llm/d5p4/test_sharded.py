@@ -19,6 +19,7 @@ CASES = {
     "no partition, may merge": (d5p4.Select("greedy_beam", partition=False), None),
     "blocks": (d5p4.Select(form="multiplicative", beta=3.0), d5p4.Blocks(block=4)),
     "none": (None, None),
+    "best of N": (d5p4.Select("best_of", partition=False), None),
 }
 
 
@@ -50,6 +51,7 @@ def worker(rank, port, count, folder):
             counted = []
             samples = decoded(case, counted, d5p4.Ranks())
             found[case] = {"ids": samples.ids, "log": repr(samples.log), "rows": sum(counted), "passes": samples.passes}
+            found[case] |= {"scores": samples.scores, "picked": samples.picked}
         try:
             d5p4.sample(denoiser([]), 3, 1, 2, d5p4.Select(), start=T, generator=torch.Generator(), ranks=d5p4.Ranks())
         except KnobError as error:
@@ -78,6 +80,8 @@ def test_two_processes_equal_one_and_share_the_forward_passes(tmp_path):
         alone = decoded(case, [])
         for found in ranks:
             assert torch.equal(found[case]["ids"], alone.ids), case
+            assert torch.equal(found[case]["scores"], alone.scores), case
+            assert found[case]["picked"] == alone.picked
             assert found[case]["log"] == repr(alone.log)
             assert found[case]["passes"] == alone.passes == 2 * found[case]["rows"]
     assert all("3 cannot be shared equally by 2" in found["odd"] for found in ranks)
