@@ -90,13 +90,13 @@ def _question(line: Any) -> Question:
 
 
 def question_batches(
-    questions: Sequence[Question], tokenizer: Any, max_tokens: int, size: int = 4, pad: int = 0
+    questions: Sequence[Question], tokenizer: Any, max_tokens: int, size: int = 4, pad: int = 0, chat: bool = False
 ) -> Iterator[QuestionBatch]:
-    """Yield the questions, `size` in a batch, for `accuracy`. Raises what `encode` does."""
+    """Yield the questions, `size` in a batch, for `accuracy`. chat, and what is raised: see `encode`."""
     for start in range(0, len(questions), size):
         part = questions[start : start + size]
         rows = [Example(c, q.prompt) for q in part for c in _right_first(q)]
-        made = collate(encode(rows, tokenizer, max_tokens, end=False), pad)
+        made = collate(encode(rows, tokenizer, max_tokens, end=False, chat=chat), pad)
         yield QuestionBatch(made.ids, made.attention, made.learned, tuple(len(q.choices) for q in part))
 
 

@@ -189,7 +189,8 @@ def _examples(args: argparse.Namespace, tokenizer: Any, pad: int, model: Any) ->
 
     if has_questions(args.data):
         asked = read_questions(args.data)[: args.limit]
-        rows: list[Any] = list(question_batches(asked, tokenizer, args.max_tokens, max(1, args.batch // 4), pad))
+        size = max(1, args.batch // 4)
+        rows = question_batches(asked, tokenizer, args.max_tokens, size, pad, args.chat)
         return [b.to(model.device) for b in rows], accuracy, True
     data = encode(read_jsonl(args.data)[: args.limit], tokenizer, args.max_tokens, end=False, chat=args.chat)
     return [b.to(model.device) for b in batches(data, args.batch, pad)], likelihood, False
@@ -254,7 +255,7 @@ def _interval(low: float | None, high: float | None) -> str | None:
 def _scan(
     args: argparse.Namespace, model: Any, rows: list[Any], score: Any, questions: bool
 ) -> tuple[dict[str, Any], list[str]]:
-    from thrifty.cli.show import progress_bar, table_text
+    from thrifty.cli.show import progress_bar, remark, table_text
     from thrifty.llm.inner_loop import ranges, scan
     from thrifty.report import Table
 
@@ -265,9 +266,14 @@ def _scan(
     plans = [
         p for n in args.passes for p in ranges(blocks, args.longest, n, **knobs) if p.start >= first and p.end <= end
     ]
-    with progress_bar("scanning") as bar:
-        found = scan(model, rows, plans, score=score, seed=args.seed, reuse=_small(model, rows, blocks),
-                     state=args.state, progress=bar)  # fmt: skip
+    try:
+        with progress_bar("scanning") as bar:
+            found = scan(model, rows, plans, score=score, seed=args.seed, reuse=_small(model, rows, blocks),
+                         state=args.state, progress=bar)  # fmt: skip
+    except KeyboardInterrupt:
+        if args.state:
+            remark(f"what was tried is kept in {args.state}: run the same command again")
+        raise
     best = sorted(found.cells, key=lambda c: -c.mean)
     cells = [(f"{c.plan.start}:{c.plan.end}:{c.plan.passes}", _signed(c.mean), _interval(c.low, c.high),
               f"{100 * c.plan.extra_share(blocks):+.0f} %", len(c.differences)) for c in best[:SHOWN]]  # fmt: skip
