@@ -91,11 +91,11 @@ def _has_onednn() -> bool:
     """Whether this torch has oneDNN and its product, which is not a public function: tried once, on a small case."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
+    row = torch.ones(1, 2, device="cpu")
     try:
-        found = torch.ops.mkldnn._linear_pointwise(torch.ones(1, 2), torch.ones(1, 2), None, "none", [], "")
+        return float(torch.ops.mkldnn._linear_pointwise(row, row, None, "none", [], "")) == 2.0
     except (AttributeError, RuntimeError, TypeError):
         return False
-    return bool(torch.equal(found, torch.full((1, 1), 2.0)))
 
 
 ONEDNN = _has_onednn()
