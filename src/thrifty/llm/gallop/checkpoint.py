@@ -114,7 +114,7 @@ class Checkpoint:
 def random_state() -> dict[str, Tensor]:
     """Return torch's random states: of the CPU, and of the GPU in use where there is one."""
     found = {"rng.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         found["rng.cuda"] = torch.cuda.get_rng_state()
     return found
 
