@@ -315,7 +315,9 @@ def overhead(spec: dict[str, Any], name: str) -> dict[str, Any]:
     """Time training steps in CPU time of one thread, and count their operations.
 
     Each round takes a step with cross-entropy, and for each objective in turn one that also looks at the features of model
-    and teacher, and one that compares them; what comparing adds is the difference of the last two.
+    and teacher, one that compares them, and the comparison alone, on features that are there, with its gradient. What
+    comparing adds is the difference of the two steps, which is noisy, or its time alone, which leaves out that gradients
+    of features are added to those that come from behind.
     """
     torch.manual_seed(spec["seed"])
     model, teacher = create(**spec["model"]).train(), Teacher(create(**spec["model"]))
@@ -336,12 +338,14 @@ def overhead(spec: dict[str, Any], name: str) -> dict[str, Any]:
     both = {key: [WeightedSum({own: 1.0, o: 1.0}) for o in (_Look(term), term)] for key, term in made.items()}
     operations = _operations(lambda: step(plain))
     counted = {key: _operations(lambda p=pair: step(p[1])) - _operations(lambda p=pair: step(p[0])) for key, pair in both.items()}
+    alone = {key: _alone(term, model, x, y) for key, term in made.items()}
     whole: list[float] = []
-    rounds: dict[str, list[tuple[float, float, float]]] = {key: [] for key in made}
+    rounds: dict[str, list[tuple[float, float, float, float]]] = {key: [] for key in made}
     for _ in range(spec["rounds"]):
         whole.append(step(plain))
         for key, (look_at, compare) in both.items():
-            rounds[key].append((step(look_at), step(compare), _teachers_side(made[key], teacher, x)))
+            looked, full = step(look_at), step(compare)
+            rounds[key].append((looked, full, *alone[key]()))
     return {
         "cross_entropy_ms": round(1e3 * statistics.median(whole), 2),
         "gflop": round(operations / 1e9, 3),
@@ -385,20 +389,21 @@ def _operations(work: Callable[[], Any]) -> int:
     return int(counter.get_total_flops())
 
 
-def _shares(rounds: list[tuple[float, float, float]], whole: list[float]) -> dict[str, Any]:
+def _shares(rounds: list[tuple[float, float, float, float]], whole: list[float]) -> dict[str, Any]:
     """Return, as shares of a plain step, what comparing adds and what the teacher costs.
 
     `added` is the median, over rounds, of the differences between neighbouring steps; `added_quiet` the difference of the
     lower quartiles of the times of all steps, which other work on the machine disturbs less.
     """
     middle, low = statistics.median(whole), _quartile(whole)
-    looked, full, teachers = (list(column) for column in zip(*rounds, strict=True))
+    looked, full, comparing, teachers = (list(column) for column in zip(*rounds, strict=True))
     differences = [(b - a) / middle for a, b in zip(looked, full, strict=True)]
     first, second, third = statistics.quantiles(differences, n=4)
     return {
         "added": round(second, 4),
         "added_quiet": round((_quartile(full) - _quartile(looked)) / low, 4),
         "quartiles": [round(first, 4), round(third, 4)],
+        "alone": [round(_quartile(comparing) / low, 4), round(statistics.median(comparing) / middle, 4)],
         "teachers_graph": round(_quartile(teachers) / low, 4),
         "teachers_pass": round((_quartile(looked) - low) / low, 4),
     }
@@ -423,20 +428,30 @@ MEASURED: dict[str, Any] = {
 }
 
 
-def _teachers_side(term: OnePass, teacher: Teacher, x: Tensor) -> float:
-    """Return the seconds in which the goals are computed that depend on the teacher alone, a part of comparing."""
+def _alone(term: OnePass, model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], tuple[float, float]]:
+    """Return a function that compares features and computes their gradient; it returns its seconds, all and the teacher's.
+
+    The features are those of one pass, kept.
+    """
     from thrifty.objectives.graph_distillation import similarity_graph
     from thrifty.objectives.relational_distillation import relative_distances
 
-    if not isinstance(term, (GraphDistillation, RelationalDistillation)):
-        return 0.0
-    places = term.places(teacher.model)[term.teacher]
-    seen = look(teacher, x, places)
-    start = time.process_time()
-    for place in places:
-        h = seen.at[place].flatten(1)
-        similarity_graph(h) if isinstance(term, GraphDistillation) else relative_distances(h)
-    return time.process_time() - start
+    places = term.places(model)
+    passes = {each: look(each, x, names) for each, names in places.items()}
+    mine = {place: h.detach().requires_grad_(True) for place, h in passes[model].at.items()}
+    seen = Pass(model, x, {**passes, model: replace(passes[model], at=mine)})
+    graph: Any = {GraphDistillation: similarity_graph, RelationalDistillation: relative_distances}.get(type(term))
+
+    def work() -> tuple[float, float]:
+        start = time.process_time()
+        torch.autograd.grad(term.value(seen, y), list(mine.values()))
+        middle = time.process_time()
+        if graph is not None:
+            for h in passes[term.teacher].at.values():  # type: ignore[attr-defined]
+                graph(h.flatten(1))
+        return middle - start, time.process_time() - middle
+
+    return work
 
 
 PARTS = {"recovery": recovery, "student": student, "smoothness": smoothness, "overhead": overhead}
@@ -541,15 +556,16 @@ def overhead_table() -> str:
         return "Not measured."
     rows = [
         [
-            r["objective"], f"{100 * r['operations']:.1f}", f"{100 * r['added_quiet']:.1f}",
+            r["objective"], f"{100 * r['operations']:.1f}", " / ".join(f"{100 * v:.1f}" for v in r["alone"]),
+            f"{100 * r['added_quiet']:.1f}",
             f"{100 * r['added']:.1f} ({100 * r['quartiles'][0]:.1f} to {100 * r['quartiles'][1]:.1f})",
             f"{100 * r['teachers_graph']:.1f}", f"{100 * r['teachers_pass']:.1f}",
         ]
         for r in found["objectives"]
     ]  # fmt: skip
     step = f"% of a step with cross-entropy ({found['cross_entropy_ms']:.0f} ms, {found['gflop']:.2f} GFLOP)"
-    head = (step, "comparing: operations", "time, lower quartiles", "time, median (quartiles)", "of it the teacher's graph",
-            "besides: the teacher's pass")  # fmt: skip
+    head = (step, "comparing: operations", "time alone, lower quartile / median", "in a step, lower quartiles",
+            "in a step, median (quartiles)", "of it the teacher's graph", "besides: the teacher's pass")  # fmt: skip
     return table(head, rows)
 
 
