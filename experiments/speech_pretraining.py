@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from thrifty.data.speech import Framing, mfcc
 
 HOP, AHEAD = 160, 112  # samples per frame, and before the window of the first one: centred where the encoder looks
 SPARE = range(15)  # takes that no training without labels sees: for the probes
-MATCHED = ("group", "group_normalised", "single", "random_groups", "random")
+MATCHED = ("group", "single", "random_groups", "random")
 
 
 def run(spec: dict[str, Any], name: str) -> dict[str, Any]:
@@ -51,16 +51,20 @@ def run(spec: dict[str, Any], name: str) -> dict[str, Any]:
     cells = {"cepstra": [kept.get("cepstra", lambda: {"accuracy": world.of_cepstra()})]}
     cells["whole_untrained"] = [kept.get("whole_untrained", lambda: judged(world, encoder(spec["model"], 100), {}))]
     cells["teacher"] = [kept.get("teacher", lambda: judged(world, world.teacher, {}))]
-    for method in MATCHED:
-        cells[method] = [kept.get(f"{method}_{s}", lambda m=method, s=s: student(world, spec, m, s, groups, layers)) for s in spec["seeds"]]
-    cells["untrained"] = [kept.get(f"untrained_{s}", lambda s=s: judged(world, *small(world, spec, s))) for s in spec["seeds"]]
 
     def alone(seed: int) -> dict[str, Any]:
         smaller, masks = small(world, spec, seed)
         told = pretrained(f"scratch_{seed}_weights", smaller, seed)
         return {**judged(world, made[f"scratch_{seed}_weights"].model, masks), "pretraining": told}
 
-    cells["scratch"] = [kept.get(f"scratch_{s}", lambda s=s: alone(s)) for s in spec["scratch_seeds"]]
+    makers: dict[str, Callable[[int], dict[str, Any]]] = {
+        m: lambda s, m=m: student(world, spec, m, s, groups, layers) for m in MATCHED
+    }
+    makers |= {"untrained": lambda s: judged(world, *small(world, spec, s)), "scratch": alone}
+    for seed in spec["seeds"]:
+        for method, make in makers.items():
+            if method != "scratch" or seed in spec["scratch_seeds"]:
+                cells.setdefault(method, []).append(kept.get(f"{method}_{seed}", lambda s=seed, make=make: make(s)))
     single = lg.Matching.single_layers(layers).groups
     return {**found, "single_layers": single, "pretraining": history, "clips": world.sizes(), "cells": cells}
 
@@ -90,7 +94,7 @@ def student(
     world: DigitWorld, spec: dict[str, Any], method: str, seed: int, groups: tuple[tuple[int, ...], ...], layers: int
 ) -> dict[str, Any]:
     """Make one student that imitates the teacher, and judge it."""
-    plan = lg.Plan(seed=seed, normalise=method == "group_normalised", **spec["plan"])
+    plan = lg.Plan(seed=seed, **spec["plan"])
     matching = lg.Matching(groups)
     if method == "single":
         matching = lg.Matching.single_layers(layers)
@@ -370,7 +374,6 @@ WORDS = {
     "whole_untrained": "whole encoder, untrained",
     "teacher": "teacher: whole encoder, pretrained here",
     "group": "groups (SKILL)",
-    "group_normalised": "groups, standardised before the mean",
     "single": "single layers (DPHuBERT's choice)",
     "random_groups": "random groups of the same sizes",
     "random": "random pruning, groups distilled as long",
