@@ -124,12 +124,12 @@ def transitions_table() -> str:
 def depths_table() -> str:
     """Return the curves at a few depths."""
     r, rows = result(SHIFT), []
-    names = ("input_match", "output_match", "self_match", "random_match", "cosine_in", "cosine_out", "share_in", "share_out", "norm", "entropy")
+    names = ("input_match", "output_match", "self_match", "random_match", "cosine_in", "cosine_out", "projection_in", "projection_out", "norm", "entropy")
     for depth in (0, 1, 5, 10, 15, 20, 22, 24, 26, 28, 29, 30):
         values = [r["curves"][n]["mean"][depth] for n in names]
-        rows.append([depth, *(f"{100 * v:.1f}" for v in values[:4]), *(f"{v:.3f}" for v in values[4:8]), f"{values[8]:.0f}", f"{values[9]:.2f}"])
+        rows.append([depth, *(f"{100 * v:.1f}" for v in values[:4]), *(f"{v:.3f}" for v in values[4:6]), *(f"{v:.1f}" for v in values[6:9]), f"{values[9]:.2f}"])
     head = ("depth", "own token, %", "next token, %", "final prediction, %", "token of another place, %", "cosine in", "cosine out",
-            "projection in / norm", "projection out / norm", "norm", "entropy of the lens, nats")  # fmt: skip
+            "projection in", "projection out", "norm", "entropy of the lens, nats")  # fmt: skip
     return table(head, rows)
 
 
