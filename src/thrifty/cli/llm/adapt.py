@@ -55,7 +55,7 @@ def add(methods: Any) -> None:
     group.add_argument("--density", type=float, default=0.01, help="share of the block weights (%(default)s)")
     group.add_argument("--score", choices=SCORES, default="gallop", help="what makes a scalar worth it (%(default)s)")
     group.add_argument("--scope", choices=SCOPES, default="global", help="where the highest are taken (%(default)s)")
-    group.add_argument("--lr", type=float, default=1e-3, help="step size (%(default)s)")
+    group.add_argument("--lr", type=float, default=3e-4, help="step size (%(default)s)")
     group.add_argument("--epochs", type=int, default=3, help="passes over the data (%(default)s)")
     group.add_argument("--steps", type=int, default=0, help="updates, instead of epochs")
     add_reading(group, batch=16)  # type: ignore[arg-type]

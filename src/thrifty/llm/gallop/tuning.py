@@ -30,7 +30,7 @@ _SHARED = ("lr", "betas", "weight_decay", "decay_to", "clip", "gradient")  # set
 class Tune:
     """How the chosen scalars are trained. GaLLoP's own optimiser and rates are not published; these are ours."""
 
-    lr: float = 1e-4
+    lr: float = 3e-4
     epochs: int = 3
     steps: int = 0  # > 0: this many instead of epochs
     batch: int = 16  # examples an update, over all processes
