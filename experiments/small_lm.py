@@ -292,10 +292,11 @@ def small_lm_table() -> str:
     for name, r in found.items():
         per_byte = 1 / math.log(2) / r["bytes_per_token"]["test"]
         test, one, two = r["scores"]["test"]["nats"], r["baselines"]["test"]["unigram"], r["baselines"]["test"]["bigram"]
-        shown = f"{'≤ ' if r['spec']['model'] != 'causal' else ''}{test:.3f} ± {1.96 * r['scores']['test']['error']:.3f}"
+        bound = "" if r["spec"]["model"] == "causal" else "≤ "
+        shown = f"{bound}{test:.3f} ± {1.96 * r['scores']['test']['error']:.3f}"
         rows.append([
             NAMES.get(name, name), f"{r['parameters'] / 1e6:.2f} M", f"{r['tokens_seen'] / 1e6:.1f} M", f"{r['log']['seconds'] / 60:.1f} min",
-            f"{r['scores']['validation']['nats']:.3f}", shown, f"{test * per_byte:.3f}", f"{two:.3f}", f"{one:.3f}",
+            f"{bound}{r['scores']['validation']['nats']:.3f}", shown, f"{bound}{test * per_byte:.3f}", f"{two:.3f}", f"{one:.3f}",
         ])  # fmt: skip
     head = ("model", "parameters", "tokens seen", "CPU of training", "validation nats/token", "test nats/token", "test bits/byte", "bigram", "unigram")
     return table(head, rows)
