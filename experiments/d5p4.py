@@ -229,7 +229,9 @@ def least(call: Callable[[], Any], times: int = 5) -> float:
 
 
 def run(spec: dict[str, Any], name: str) -> dict[str, Any]:
-    """Measure all selectors and one forward pass."""
+    """Measure all selectors, or the steps where the specification has lengths."""
+    if "lengths" in spec:
+        return {"steps": steps(spec)}
     methods = dict(METHODS)
     if (theirs := dppy_method()) is not None:
         methods[DPPY] = theirs
@@ -237,7 +239,7 @@ def run(spec: dict[str, Any], name: str) -> dict[str, Any]:
     for method in methods.values():  # the first call loads libraries
         method(q, cosines, d5p4.kernel(q, cosines), 8, 0)
     rows = [row for k, w in spec["shapes"] for row in one_shape(spec, methods, k, w)]
-    return {"rows": rows, "steps": steps(spec)}
+    return {"rows": rows}
 
 
 def selector_table() -> str:
@@ -270,17 +272,9 @@ def gap(row: dict[str, Any], free: bool) -> str:
     return f"{row['value']:.2f}{shown}{failed}"
 
 
-def timed() -> dict[str, Any]:
-    """Return the result; one from before whole steps were measured counts as none."""
-    found = result("d5p4_selector")
-    if "steps" not in found:
-        raise FileNotFoundError("d5p4_selector.json with steps")
-    return found
-
-
 def cost_table() -> str:
     """Return the time of a choice among 64 beside DPPy's."""
-    found = timed()
+    found, steps_found = result("d5p4_selector"), result("d5p4_step")
     large = [r for r in found["rows"] if r["k"] * r["w"] == 64 and "seconds" in r]
 
     def of(method: str) -> float:
@@ -290,7 +284,7 @@ def cost_table() -> str:
     rejected = [r["rejection"] for r in large if "rejection" in r]
     total = {key: sum(r[key] for r in rejected) for key in ("draws", "seconds", "kept", "pools")} if rejected else {}
     until = total["seconds"] / total["kept"] if total.get("kept") else float("nan")
-    forward = min(s["denoiser"] / 64 for s in found["steps"] if s["dtype"] == "float32")
+    forward = min(s["denoiser"] / 64 for s in steps_found["steps"] if s["dtype"] == "float32")
     names = ("greedy MAP, one start", "greedy MAP", "greedy MAP, without numba", "greedy MAP, polished", "diverse beam, alpha 1", "k-DPP, own")
     lines = []
     for method in names:
@@ -300,9 +294,9 @@ def cost_table() -> str:
     note = (
         f"\n\nMedian over pools of the least of five calls. One draw of DPPy's exact k-DPP, its eigendecomposition included, takes {1000 * of(DPPY):.2f} ms (median) and keeps no "
         f"partition. Drawn until a set keeps it, with one eigendecomposition: {total.get('draws', 0)} draws for {total.get('kept', 0)} "
-        f"such sets in {total.get('pools', 0)} pools (given up after {found['spec']['most_draws']} draws in "
+        f"such sets in {total.get('pools', 0)} pools (given up after {found['spec'].get('most_draws')} draws in "
         f"{total.get('pools', 0) - total.get('kept', 0)}), {1000 * until:.0f} ms a set. One core. One forward: a single state of "
-        f"{min(found['spec']['lengths'])} tokens through the denoiser below, float32, {1000 * forward:.0f} ms."
+        f"{min(steps_found['spec']['lengths'])} tokens through the denoiser below, float32, {1000 * forward:.0f} ms."
     )
     header = ["choice of 8 among 64", "CPU ms", "DPPy, one draw / its", "DPPy until one per group / its", "of one forward"]
     return table(header, lines) + note
@@ -310,7 +304,7 @@ def cost_table() -> str:
 
 def step_table() -> str:
     """Return the parts of a whole step."""
-    found = timed()["steps"]
+    found = result("d5p4_step")["steps"]
     lines = []
     for row in found:
         own = next(r for r in found if r["length"] == row["length"] and "quality" in r)
