@@ -49,21 +49,21 @@ def greedy_map(kernel: Tensor, k: int, partition: bool = True, starts: str = "al
 
     Source: Chen, Zhang & Zhou 2018 (arXiv:1709.05135), the incremental form; D5P4 (2026), partition and starts.
     """
-    checked, group_of = _pool(kernel, k, partition)
+    checked, w = _pool(kernel, k, partition)
     if starts not in ("all", "one"):
         raise KnobError(f"starts is '{starts}'; it must be 'all' or 'one'")
     n = len(checked)
     begin = np.arange(n) if starts == "all" else np.array([int(checked.diagonal().argmax())])
     if checked.device.type == "cpu" and compiled.available():
-        chosen, own = compiled.greedy(checked.numpy(), n // k if partition else 1, begin, k, FLOOR)
+        chosen, own = compiled.greedy(checked.numpy(), w, begin, k, FLOOR)
     else:
-        found = _greedy(checked, group_of, torch.from_numpy(begin).to(checked.device), k)
+        found = _greedy(checked, _groups(checked, w), torch.from_numpy(begin).to(checked.device), k)
         chosen, own = found[0].cpu().numpy(), found[1].cpu().numpy()
     ends = np.log(np.maximum(own, FLOOR)).sum(1)
     best = int(ends.argmax())
     indices = tuple(sorted(chosen[best].tolist()))
     flagged = min(own[best].tolist()) <= FLOOR
-    if polish and (better := _polished(checked, group_of, indices)) != indices:
+    if polish and (better := _polished(checked, _groups(checked, w), indices)) != indices:
         return Choice(better, log_det(checked, better), flagged)
     return Choice(indices, log_det(checked, indices) if flagged else float(ends[best]), flagged)
 
@@ -195,7 +195,8 @@ def diverse_beam(q: Tensor, cosines: Tensor, k: int, alpha: float, partition: bo
 
     Source: maximal marginal relevance, Carbonell & Goldstein 1998; several starts as in D5P4's code.
     """
-    cosines, groups = _pool(cosines, k, partition)
+    cosines, w = _pool(cosines, k, partition)
+    groups = _groups(cosines, w)
     n, score = len(q), q.double()
     every = torch.arange(n, device=cosines.device)
     taken = torch.zeros(n, n, dtype=torch.bool, device=cosines.device)
@@ -257,32 +258,36 @@ def _eigenvectors(values: Tensor, k: int, generator: torch.Generator) -> list[in
     return found
 
 
-def _pool(matrix: Tensor, k: int, partition: bool) -> tuple[Tensor, Tensor]:
-    """Return the matrix in float64 and the group of each candidate; every candidate is its own without a partition."""
+def _pool(matrix: Tensor, k: int, partition: bool) -> tuple[Tensor, int]:
+    """Return the matrix in float64, contiguous, and how many candidates a group has: one without a partition."""
     n = len(matrix)
     if matrix.shape != (n, n) or n == 0:
         raise DataError(f"a kernel is square; this one has shape {tuple(matrix.shape)}")
     checked = matrix.detach().double().contiguous()
     w = _width(n, k, partition)
-    places = torch.arange(n, device=matrix.device)
-    groups = places // w if partition else places
     if matrix.device.type == "cpu" and compiled.available() and compiled.usable(checked.numpy()):
-        return checked, groups
+        return checked, w
     apart = checked - checked.T
     low, high = (float(end) for end in apart.aminmax())  # NaN where an entry is not finite
     if not (math.isfinite(low) and math.isfinite(high)):
         raise DataError(f"the kernel has {int((~torch.isfinite(checked)).sum())} entries that are not finite")
     if high > 0.0 and high > 1e-6 * float(checked.abs().max()):
         raise DataError(f"the kernel is not symmetric: entries differ by up to {high:.3g}")
-    return (checked + checked.T).mul_(0.5) if high > 0.0 else checked, groups
+    return (checked + checked.T).mul_(0.5) if high > 0.0 else checked, w
+
+
+def _groups(matrix: Tensor, w: int) -> Tensor:
+    """Return the group of each candidate."""
+    return torch.arange(len(matrix), device=matrix.device) // w
 
 
 def _width(n: int, k: int, partition: bool = True) -> int:
+    """Return how many candidates a group has: one without a partition."""
     if not 1 <= k <= n:
         raise KnobError(f"k is {k}; it must be in 1..{n}, the number of candidates")
     if partition and n % k:
         raise KnobError(f"{n} candidates are not {k} groups of equal size")
-    return n // k
+    return n // k if partition else 1
 
 
 def _binomial(n: int, k: int) -> int:
