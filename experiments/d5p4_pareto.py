@@ -49,7 +49,12 @@ class Method:
     @property
     def cell(self) -> str:
         """The decoded pools that it reads: best of N reads those of independent sampling."""
-        return Method("independent", "", None).name if self.best else self.name
+        return self.plain if self.best else self.name
+
+    @property
+    def plain(self) -> str:
+        """Independent sampling at the same temperature."""
+        return Method("independent", "" if self.temperature == 1 else f"at temperature {self.temperature:g}", None).name
 
 
 def methods(spec: dict[str, Any]) -> list[Method]:
@@ -64,6 +69,12 @@ def methods(spec: dict[str, Any]) -> list[Method]:
     beta, middle = spec["masked_entropy"], spec["multiplicative"][len(spec["multiplicative"]) // 2]
     found += [Method("masked entropy", "greedy beam", d5p4.Select("greedy_beam", quality="masked_entropy"))]
     found += [Method("masked entropy", f"D5P4+ β = {beta:g}", d5p4.Select(beta=beta, quality="masked_entropy"))]
+    cool, name = spec["temperatures"][0], f"at temperature {spec['temperatures'][0]:g}"
+    found += [Method(name, "best of N", None, cool, "all"), Method(name, f"D5P4+ β = {beta:g}", d5p4.Select(beta=beta), cool)]
+    surest = d5p4.Select("greedy_beam", quality="masked_entropy")
+    found += [Method(name, "masked entropy greedy beam", surest, cool)]
+    both = d5p4.Select(beta=beta, quality="masked_entropy")
+    found += [Method(name, f"masked entropy D5P4+ β = {beta:g}", both, cool)]
     return [*found, Method("k-DPP", f"× β = {middle:g}", d5p4.Select("k_dpp", form="multiplicative", beta=middle))]
 
 
@@ -207,14 +218,18 @@ def interval(values: Tensor, times: int) -> list[float]:
 def one_mode(spec: dict[str, Any], name: str, found: Models, scorers: Scorers, folder: Path) -> dict[str, Any]:
     """Return the points of a mode, the held-out text beside them, and a few texts."""
     mode, k = spec["modes"][name], spec["k"]
-    rows, samples, plain = [], {}, {}
+    rows, samples, plain = [], {}, {}  # of plain: every independent run
     for method in methods(spec):
         pools = decoded(spec, name, method, found, folder)
         values = {m: torch.tensor(v, dtype=torch.float64) for m, v in measured(mode, method, pools, k, found, scorers).items()}
-        plain = plain or values
+        if method.family == "independent":
+            plain[method.name] = values
+        first = next(iter(plain.values()))
+        same = first if method.family == "independent" else plain[method.plain]
         row: dict[str, Any] = {"family": method.family, "knob": method.knob, "passes": pools[0]["passes"], "pools": len(pools)}
         row |= {m: interval(v, spec["bootstrap"]) for m, v in values.items()}
-        row |= {f"{m}_more": interval(values[m] - plain[m], spec["bootstrap"]) for m in ("nll", "apart")}
+        for name_of, base in (("more", first), ("same", same)):
+            row |= {f"{m}_{name_of}": interval(values[m] - base[m], spec["bootstrap"]) for m in ("nll", "apart")}
         rows.append(row)
         samples[method.name] = found.tokenizer.batch_decode(chosen(pools[0], method, k)[0])[:2]
         print(f"{name}: {method.name} NLL {row['nll'][0]:.3f} apart {row['apart'][0]:.3f}", flush=True)
@@ -255,7 +270,7 @@ def pareto_table() -> str:
         lines = []
         for point, best in zip(points, front(points), strict=True):
             cells = [f"{point[m][0]:.3f}" if m != "self_bleu" else f"{point[m][0]:.1f}" for m in METRICS]
-            more = [f"{point[m][0]:+.3f} [{point[m][1]:+.3f}, {point[m][2]:+.3f}]" for m in ("nll_more", "apart_more")]
+            more = [f"{point[m][0]:+.3f} [{point[m][1]:+.3f}, {point[m][2]:+.3f}]" for m in ("nll_same", "apart_same")]
             same = point["family"] == "independent" and not point["knob"]
             label = f"{point['family']} {point['knob']}".strip()
             lines.append([f"**{label}**" if best else label, *cells, *(["–", "–"] if same else more)])
@@ -267,18 +282,19 @@ def pareto_table() -> str:
             f"**{name.capitalize()}**: {start}{asked['new']} new tokens, {asked['steps']} steps and the clean-up, k = {spec['k']}, w = {spec['w']}: "
             f"{points[0]['passes']} forward passes a pool for every method; {points[0]['pools']} pools a point ({asked['prompts']} × {len(spec['seeds'])} seeds)."
         )
-        header = [f"{spec['k']} texts", *METRICS.values(), "NLL less that of independent", "1 − cosine less that of independent"]
+        header = [f"{spec['k']} texts", *METRICS.values(), "NLL less plain", "1 − cosine less plain"]
         parts.append(f"{note}\n\n{table(header, lines)}")
     return "\n\n".join(parts) + (
         "\n\nNLL in nats a token, of new tokens. Bold: nothing has both a lower NLL (causal LM) and a higher 1 − cosine, by means. In "
-        "brackets the 95 % bootstrap interval over pools of the paired difference (same prompt, same noise)."
+        "brackets the 95 % bootstrap interval over pools of the paired difference to plain independent sampling at the same temperature "
+        "(of independent sampling: at temperature 1), from the same prompt and noise."
     )
 
 
 FAMILIES = {
     "independent": ("#000000", "o"), "best of N": ("#7f7f7f", "s"), "best of each group": ("#b0b0b0", "s"),
     "greedy beam": ("#d62728", "D"), "D5P4+": ("#1f77b4", "o"), "D5P4×": ("#17becf", "^"), "diverse beam": ("#ff7f0e", "v"),
-    "masked entropy": ("#8c564b", "*"), "k-DPP": ("#9467bd", "P"),
+    "masked entropy": ("#8c564b", "*"), "at temperature 0.6": ("#2ca02c", "X"), "k-DPP": ("#9467bd", "P"),
 }  # fmt: skip
 
 
@@ -308,7 +324,7 @@ def picture() -> str:
                     words = p["knob"].replace("at temperature ", "T = ")
                     axis.annotate(words, at, (4, 4), textcoords="offset points", fontsize=6.5, color=colour)
             kept = sorted((p["apart_more"][0], p["nll_more"][0]) for p, b in zip(points, best, strict=True) if b)
-            axis.plot(*zip(*kept, strict=True), color="#2ca02c", linewidth=3, alpha=0.25, zorder=0, label="Pareto set")
+            axis.plot(*zip(*kept, strict=True), color="#e377c2", linewidth=4, alpha=0.2, zorder=0, label="Pareto set")
             axis.set_title(name)
             axis.set_xlabel("1 − mean cosine (MiniLM), less that of independent sampling")
             axis.set_ylabel("NLL a token (causal LM), less that of independent sampling")
