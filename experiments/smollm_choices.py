@@ -107,15 +107,15 @@ def text_batches(rows: Sequence[Encoded], size: int) -> list[Batch]:
     return [collate(rows[i : i + size]) for i in range(0, len(rows), size)]
 
 
-def score(model: Any, batch: Batch) -> Tensor:
+def score(model: Any, batch: Batch, temperature: float = 1.0) -> Tensor:
     """Return log p of every choice in turn, (4 b,), for questions; the mean log p of a token, (b,), for text."""
     if not isinstance(batch, Choices):
         states, goal = hidden(model, batch)[:, :-1], batch.ids[:, 1:]
-        found = log_p(model, states.flatten(0, 1), torch.arange(goal.numel()), goal.flatten()).view_as(goal)
+        found = log_p(model, states.flatten(0, 1), torch.arange(goal.numel()), goal.flatten(), temperature).view_as(goal)
         return (found * batch.learned[:, 1:]).sum(1) / batch.learned[:, 1:].sum(1)
     row, column = batch.learned.nonzero(as_tuple=True)
     places, which = torch.unique(row * batch.ids.shape[1] + batch.source[row, column], return_inverse=True)
-    found = log_p(model, hidden(model, batch).flatten(0, 1)[places], which, batch.ids[row, column])
+    found = log_p(model, hidden(model, batch).flatten(0, 1)[places], which, batch.ids[row, column], temperature)
     return torch.zeros(WAYS * len(batch)).index_add(0, WAYS * row + batch.choice[row, column], found)
 
 
@@ -125,11 +125,11 @@ def hidden(model: Any, batch: Batch) -> Tensor:
     return found
 
 
-def log_p(model: Any, states: Tensor, which: Tensor, goal: Tensor) -> Tensor:
+def log_p(model: Any, states: Tensor, which: Tensor, goal: Tensor, temperature: float = 1.0) -> Tensor:
     """Return log p of token goal[i] by state which[i], (n,), float32."""
     logits = parts_of(model).logits(states, normed=True)
-    total = torch.cat([part.float().logsumexp(-1) for part in logits.split(32)])
-    return logits[which, goal].float() - total[which]
+    total = torch.cat([(part.float() / temperature).logsumexp(-1) for part in logits.split(32)])
+    return logits[which, goal].float() / temperature - total[which]
 
 
 def measures(items: Sequence[Item], scores: Tensor) -> dict[str, Tensor]:

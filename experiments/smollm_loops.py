@@ -17,7 +17,7 @@ import smollm_choices as choices
 import torch
 from gallop_tasks import TASKS
 
-from thrifty.llm.inner_loop import Plan, Scan, bootstrap, ranges, scan
+from thrifty.llm.inner_loop import Plan, Scan, bootstrap, loop, ranges, scan
 
 PARTIAL = Path(__file__).resolve().parent / "results" / "partial"
 MEASURES = ("right", "chosen", "text")
@@ -68,9 +68,12 @@ def run(model: Any, tokenizer: Any, spec: dict[str, Any], name: str) -> dict[str
     chosen = choose(cells, spec["fixed_range"])
     tried = [Plan(*span, r, m) for span in dict.fromkeys(tuple(c["range"]) for c in chosen) for r in spec["passes"] for m in spec["modes"]]
     second = scanned(model, test, tried, folder / "test.json")
+    judgement = judged(test, second)
+    best = max(judgement, key=lambda row: row["to base"]["text"][0])
+    control = temperature(model, tune, test, Plan(*best["range"], best["passes"], best["mode"]), spec["temperatures"])
     return {
         "packing_error": packing, "tune": tune.summary(first.base), "cells": cells, "ranges": chosen,
-        "test": test.summary(second.base), "judged": judged(test, second),
+        "test": test.summary(second.base), "judged": judgement, "temperature": control,
         "scan_seconds": tuned, "test_seconds": time.process_time() - middle,
     }  # fmt: skip
 
@@ -115,6 +118,31 @@ def judged(split: Split, found: Scan) -> list[dict[str, Any]]:
         row["to noise"] = {k: with_interval(mine[k] - noise[k]) for k in MEASURES}
         rows.append(row)
     return rows
+
+
+def temperature(model: Any, tune: Split, test: Split, plan: Plan, tried: list[float]) -> dict[str, Any]:
+    """Return what a temperature, chosen on the tuning split, does to text: to the model itself and to its best loop.
+
+    A gain in log p may be one of calibration alone, which dividing the logits by one number would also give.
+    """
+    def scores(split: Split, at: float) -> np.ndarray:
+        texts = [b for b in split.batches if not isinstance(b, choices.Choices)]
+        with torch.inference_mode():
+            return torch.cat([choices.score(model, b, at) for b in texts]).double().numpy()
+
+    def chosen() -> tuple[float, np.ndarray, np.ndarray]:
+        at = max(tried, key=lambda t: scores(tune, t).mean())
+        return at, scores(test, 1.0), scores(test, at)
+
+    base = chosen()
+    with loop(model, plan):
+        looped = chosen()
+    return {
+        "plan": {"range": [plan.start, plan.end], "passes": plan.passes, "mode": plan.mode},
+        "base at": base[0], "loop at": looped[0],
+        "base": with_interval(base[2] - base[1]), "loop": with_interval(looped[1] - base[1]),
+        "both": with_interval(looped[2] - base[1]), "loop beyond temperature": with_interval(looped[2] - base[2]),
+    }  # fmt: skip
 
 
 def key(plan: Plan) -> tuple[int, int, int, str]:

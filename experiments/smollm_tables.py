@@ -88,6 +88,19 @@ def verdict_table() -> str:
     return table(("mode", "plans", *(f"{name.split(',')[0]}" for name in NAMES.values())), rows)
 
 
+def temperature_table() -> str:
+    """Return what one temperature does to text, without and with the best loop."""
+    t = result(SCAN)["temperature"]
+    plan = f"blocks {span(t['plan']['range'])}, {t['plan']['passes']} passes, {t['plan']['mode']}"
+    rows = [
+        [f"the loop ({plan})", interval(t["loop"])],
+        [f"no loop, temperature {t['base at']:g}", interval(t["base"])],
+        [f"the loop, temperature {t['loop at']:g}", interval(t["both"])],
+        ["the loop beyond temperature: both minus temperature alone", interval(t["loop beyond temperature"])],
+    ]
+    return table(("text, test split", "difference in log p of a token, nats"), rows)
+
+
 def cost_table() -> str:
     """Return what the scan cost."""
     r = result(SCAN)
@@ -171,6 +184,7 @@ def drawn(rows: int, columns: int, size: tuple[float, float], draw: Callable[[An
 def scan_picture() -> str:
     """Draw the scan: starts by lengths, a strip for each mode and measure."""
     import numpy as np
+    from matplotlib.colors import SymLogNorm
 
     r = result(SCAN)
     lengths, modes = r["spec"]["lengths"], r["spec"]["scan_modes"]
@@ -181,17 +195,19 @@ def scan_picture() -> str:
             for c in r["cells"]:
                 start, end = c["range"]
                 values[modes.index(c["mode"]), lengths.index(end - start), start] = c[measure][0]
-            top = 1.0
+            scale = SymLogNorm(0.01, linscale=0.4, vmin=-1, vmax=1)
             for row, mode in enumerate(modes):
                 axis = axes[row][column]
-                image = axis.imshow(values[row], cmap="RdBu", vmin=-top, vmax=top, aspect="auto", interpolation="nearest")
+                image = axis.imshow(values[row], cmap="RdBu", norm=scale, aspect="auto", interpolation="nearest")
                 axis.set_yticks(range(len(lengths)), lengths)
                 axis.set_ylabel(f"{mode}\nblocks in the range" if column == 0 else "")
                 if row == 0:
                     axis.set_title(f"difference in {NAMES[measure]}", fontsize=9)
                 if row == len(modes) - 1:
                     axis.set_xlabel("first block of the range")
-            axes[0][0].figure.colorbar(image, ax=[axes[i][column] for i in range(len(modes))], extend="both", shrink=0.8)
+            bar = axes[0][0].figure.colorbar(image, ax=[axes[i][column] for i in range(len(modes))], extend="both", shrink=0.8)
+            bar.set_ticks([-1, -0.1, -0.01, 0, 0.01, 0.1, 1], labels=["-1", "-0.1", "-0.01", "0", "0.01", "0.1", "1"])
+            bar.minorticks_off()
 
     return drawn(len(modes), 2, (9, 1.35 * len(modes) + 0.6), draw)
 
@@ -226,9 +242,9 @@ TABLES = {
     "inner_loop_smollm_ranges": ranges_table,
     "inner_loop_smollm_verdict": verdict_table,
     "inner_loop_smollm_text": judged_table("text", "to base"),
-    "inner_loop_smollm_right": judged_table("right", "to base"),
     "inner_loop_smollm_chosen": judged_table("chosen", "to base"),
     "inner_loop_smollm_noise": judged_table("text", "to noise"),
+    "inner_loop_smollm_temperature": temperature_table,
     "inner_loop_smollm_cost": cost_table,
     "inner_loop_smollm_overhead": overhead_table,
     "causal_shift_smollm": transitions_table,
