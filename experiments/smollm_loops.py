@@ -8,6 +8,7 @@ the model itself and with the noise control. Both stages go on from results/part
 from __future__ import annotations
 
 import copy
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import smollm_choices as choices
 import torch
 from gallop_tasks import TASKS
+from run import write_json
 
 from thrifty.llm.inner_loop import Plan, Scan, bootstrap, loop, ranges, scan
 
@@ -63,19 +65,30 @@ def run(model: Any, tokenizer: Any, spec: dict[str, Any], name: str) -> dict[str
     begun = time.process_time()
     plans = [p for length in spec["lengths"] for mode in spec["scan_modes"] for p in ranges(30, length, mode=mode) if p.end - p.start == length]
     first = scanned(model, tune, plans, folder / "tune.json")
-    tuned, middle = time.process_time() - begun, time.process_time()
+    spent(folder, "scan_seconds", begun)
+    begun = time.process_time()
     cells = [tuning_cell(tune, first, i) for i in range(len(plans))]
     chosen = choose(cells, spec["fixed_range"])
     tried = [Plan(*span, r, m) for span in dict.fromkeys(tuple(c["range"]) for c in chosen) for r in spec["passes"] for m in spec["modes"]]
     second = scanned(model, test, tried, folder / "test.json")
+    seconds = spent(folder, "test_seconds", begun)
     judgement = judged(test, second)
     best = max(judgement, key=lambda row: row["to base"]["text"][0])
     control = temperature(model, tune, test, Plan(*best["range"], best["passes"], best["mode"]), spec["temperatures"])
     return {
         "packing_error": packing, "tune": tune.summary(first.base), "cells": cells, "ranges": chosen,
         "test": test.summary(second.base), "judged": judgement, "temperature": control,
-        "scan_seconds": tuned, "test_seconds": time.process_time() - middle,
+        **seconds,
     }  # fmt: skip
+
+
+def spent(folder: Path, name: str, begun: float) -> dict[str, float]:
+    """Return the CPU seconds of each stage over all runs that went on from one another."""
+    path = folder / "seconds.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found[name] = found.get(name, 0.0) + time.process_time() - begun
+    write_json(path, found)
+    return found
 
 
 def scanned(model: Any, split: Split, plans: list[Plan], state: Path) -> Scan:

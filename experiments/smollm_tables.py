@@ -105,7 +105,7 @@ def cost_table() -> str:
     """Return what the scan cost."""
     r = result(SCAN)
     rows = [["scan", len(r["cells"]), f"{r['scan_seconds'] / 60:.1f}"], ["test", len(r["judged"]), f"{r['test_seconds'] / 60:.1f}"]]
-    return table(("stage", "plans", "CPU minutes of its last run"), rows)
+    return table(("stage", "plans", "CPU minutes"), rows)
 
 
 def overhead_table() -> str:
