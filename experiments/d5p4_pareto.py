@@ -332,7 +332,7 @@ def picture() -> str:
             axis.set_title(f"{name} ({OUTSIDE}, without a partition, is at {out['apart_more'][0]:.2f}, {out['nll_more'][0]:.2f})", fontsize=8.5)
             axis.set_xlabel("1 − mean cosine (MiniLM), less that of independent sampling")
             axis.set_ylabel("NLL a token (causal LM), less that of independent sampling")
-        axes[0][0].legend(frameon=False, fontsize=7)
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=7)
         text = StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
         pyplot.close(figure)
