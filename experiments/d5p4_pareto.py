@@ -263,7 +263,7 @@ def front(points: Sequence[dict[str, Any]]) -> list[bool]:
 
 def pareto_table() -> str:
     """Return every point of both modes."""
-    found = result("small_lm")
+    found = result("d5p4_pareto")
     spec, parts = found["spec"], []
     for name, mode in found["modes"].items():
         asked, points = spec["modes"][name], mode["points"]
@@ -301,7 +301,7 @@ OUTSIDE = "k-DPP"  # so much less diverse that the picture would show nothing el
 
 def picture() -> str:
     """Return NLL against 1 - cosine, each as a difference to independent sampling, a panel a mode."""
-    found = result("small_lm")
+    found = result("d5p4_pareto")
     import matplotlib
 
     matplotlib.use("Agg")
