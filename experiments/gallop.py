@@ -155,14 +155,16 @@ def train(base: Any, tokenizer: Any, method: str, seed: int, lr: float, steps: i
     }  # fmt: skip
 
 
-def rates(base: Any, tokenizer: Any, method: str, spec: dict[str, Any]) -> dict[str, float]:
-    """Return the validation loss of each learning rate, after a shorter training with a seed of its own."""
+def rate_loss(base: Any, tokenizer: Any, method: str, spec: dict[str, Any], lr: float) -> float:
+    """Return the validation loss of a learning rate, after a shorter training with a seed of its own."""
     split = gallop_tasks.splits(spec["task"], spec["sizes"], spec["rate_seed"])
-    rows, found = encoded(split["validation"], tokenizer), {}
-    for lr in spec["rates"]["full" if method == "full" else "PEFT" if method in ("LoRA", "DoRA") else "sparse"]:
-        model, _ = train(base, tokenizer, method, spec["rate_seed"], lr, spec["rate_steps"], spec)
-        found[f"{lr:g}"] = validation_loss(model, rows)
-    return found
+    model, _ = train(base, tokenizer, method, spec["rate_seed"], lr, spec["rate_steps"], spec)
+    return validation_loss(model, encoded(split["validation"], tokenizer))
+
+
+def group_of(method: str) -> str:
+    """Return whose list of learning rates a method has."""
+    return "full" if method == "full" else "PEFT" if method in ("LoRA", "DoRA") else "sparse"
 
 
 def cell(path: Path, make: Any) -> Any:
@@ -185,11 +187,14 @@ def run(spec: dict[str, Any], name: str) -> dict[str, Any]:
     tried, cells = {}, []
     for method in spec["methods"]:
         short = method.replace(" ", "_")
-        tried[method] = cell(folder / f"rates_{short}.json", partial(rates, base, tokenizer, method, spec))
+        tried[method] = {
+            f"{lr:g}": cell(folder / f"{short}_rate_{lr:g}.json", partial(rate_loss, base, tokenizer, method, spec, lr))
+            for lr in spec["rates"][group_of(method)]
+        }
         lr = float(min(tried[method], key=tried[method].__getitem__))
         for seed in spec["seeds"]:
             make = partial(one, base, tokenizer, method, seed, lr, spec, tests)
-            cells.append(cell(folder / f"{short}_{seed}.json", make))
+            cells.append(cell(folder / f"{short}_{seed}_{lr:g}.json", make))
     return {"vanilla": vanilla, "rates": tried, "cells": cells}
 
 
