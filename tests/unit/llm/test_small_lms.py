@@ -35,7 +35,8 @@ def test_the_causal_one_is_a_llama_that_beats_the_unigram_entropy():
     ids = tok(PASSAGE)["input_ids"]
     assert tok.decode(ids) == PASSAGE
     (batch,) = batches([Encoded(tuple(ids[:128]))], 1)
-    loss = float(completion_losses(model, batch))
+    with torch.inference_mode():
+        loss = float(completion_losses(model, batch))
     assert loss < unigram(ids[:128]) - 0.5
     with torch.inference_mode():
         out = model.generate(batch.ids[:, :8], max_new_tokens=8, do_sample=False)
