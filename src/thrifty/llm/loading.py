@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,11 @@ from thrifty.llm.families import parts_of
 
 __all__ = [
     "DTYPES", "Batch", "Encoded", "Example", "batches", "collate", "completion_logits", "completion_losses", "encode",
-    "load_model", "load_tokenizer", "read_jsonl", "stored_dtype",
+    "load_model", "load_tokenizer", "read_jsonl", "rows_of", "stored_dtype",
 ]  # fmt: skip
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+T = TypeVar("T")
 IGNORED = -100  # label of a token that is not learned
 
 
@@ -110,24 +111,33 @@ def read_jsonl(path: str | Path) -> list[Example]:
 
     Raises DataError that names the lines that are neither, and for an empty file.
     """
+    return rows_of(path, _example, "prompt and completion, or text,", "examples")
+
+
+def rows_of(path: str | Path, make: Callable[[Any], T], keys: str, what: str) -> list[T]:
+    """Return what `make` gives for each line of a JSONL file; blank lines do not count.
+
+    keys, what: words for refusals. Raises DataError that names the lines for which `make` raises ValueError or
+    TypeError, and for an empty file.
+    """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path} is no file; give a JSONL file with prompt and completion, or text, on each line")
-    found: list[Example] = []
+        raise DataError(f"{path} is no file; give a JSONL file with {keys} on each line")
+    found: list[T] = []
     bad: list[str] = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                found.append(_example(json.loads(line)))
+                found.append(make(json.loads(line)))
             except (ValueError, TypeError) as err:
                 bad.append(f"line {number}: {err}")
     if bad:
         more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise DataError(f"{path}: {'; '.join(bad[:5])}{more}")
     if not found:
-        raise DataError(f"{path} has no examples")
+        raise DataError(f"{path} has no {what}")
     return found
 
 

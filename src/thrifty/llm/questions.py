@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.errors import DataError
-from thrifty.llm.loading import Batch, Example, collate, completion_losses, encode
+from thrifty.llm.loading import Batch, Example, collate, completion_losses, encode, rows_of
 
 __all__ = ["Question", "QuestionBatch", "accuracy", "has_questions", "question_batches", "read_questions"]
 
@@ -53,24 +53,7 @@ def read_questions(path: str | Path) -> list[Question]:
 
     A choice is what follows the prompt, a leading blank included. Raises DataError that names the bad lines.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path} is no file; give a JSONL file with prompt, choices and answer on each line")
-    found: list[Question] = []
-    bad: list[str] = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                found.append(_question(json.loads(line)))
-            except (ValueError, TypeError) as err:
-                bad.append(f"line {number}: {err}")
-    if bad:
-        raise DataError(f"{path}: {'; '.join(bad[:5])}{f'; and {len(bad) - 5} more' if len(bad) > 5 else ''}")
-    if not found:
-        raise DataError(f"{path} has no questions")
-    return found
+    return rows_of(path, _question, "prompt, choices and answer", "questions")
 
 
 def _question(line: Any) -> Question:

@@ -107,7 +107,5 @@ def _contraction(kept: list[Tensor], looped: Looped | None) -> Array:
     size = plan.end - plan.start
     ends = [kept[plan.start + (r + 1) * size] for r in range(plan.passes)]
     steps = [(b - a).norm(dim=-1) for a, b in itertools.pairwise(ends)]
-    found = [
-        (b / a)[a > 0].mean().item() if (a > 0).any() else float("nan") for a, b in itertools.pairwise(steps)
-    ]
+    found = [(b / a)[a > 0].mean().item() if (a > 0).any() else float("nan") for a, b in itertools.pairwise(steps)]
     return np.array(found)
