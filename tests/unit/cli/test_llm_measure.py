@@ -53,7 +53,7 @@ def refused(capsys, *words):
 def test_the_names_are_the_librarys():
     assert set(loop.MODES) == set(MODES)
     assert (loop.GRANULARITIES, loop.KV_MODES, shift.PLACEMENTS) == (GRANULARITIES, KV_MODES, PLACEMENTS)
-    assert (decode.METHODS, decode.FORMS) == (d5p4.METHODS, d5p4.FORMS)
+    assert (decode.METHODS, decode.FORMS, decode.QUALITIES) == (d5p4.METHODS, d5p4.FORMS, d5p4.QUALITIES)
     from thrifty.cli.llm.shared import DTYPES as NAMES
 
     assert set(NAMES) == set(DTYPES)
@@ -230,6 +230,15 @@ def test_texts_with_quality_and_diversity(capsys):
     assert mine["texts"] == [
         tokenizer.decode(row.tolist(), skip_special_tokens=True) for row in made.representatives
     ]
+    other = run(capsys, *words, "--seed", "2", "--quality", "self_certainty")
+    made = d5p4.sample(
+        denoiser, 3, 2, 4, d5p4.Select(quality="self_certainty", seed=2), start=start,
+        generator=torch.Generator().manual_seed(2),
+    )  # fmt: skip
+    assert other["runs"][0]["texts"] == [
+        tokenizer.decode(row.tolist(), skip_special_tokens=True) for row in made.representatives
+    ]
+    assert other["runs"][0]["texts"] != mine["texts"]
     again = run(capsys, *words, "--baseline", "--seed", "2")
     assert [r["texts"] for r in again["runs"]] == [r["texts"] for r in found["runs"]]
     one = run(

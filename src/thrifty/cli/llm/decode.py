@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MODEL = "a folder of a Hugging Face masked language model (AutoModelForMaskedLM)"
 METHODS = ("greedy_map", "map_set", "greedy_beam", "diverse_beam", "independent", "k_dpp", "exhaustive", "best_of")
 FORMS = ("additive", "multiplicative")
+QUALITIES = ("entropy", "masked_entropy", "self_certainty")  # thrifty.llm.d5p4.QUALITIES
 STYLES = ("subs", "bidirectional")
 QUALITY = 32  # samples of the bound that says how likely a text is
 
@@ -41,6 +42,10 @@ def add(methods: Any) -> None:
     parser.add_argument("--beta", type=float, default=1.0,
                         help="additive: more diversity; multiplicative: more quality (%(default)s)")  # fmt: skip
     parser.add_argument("--alpha", type=float, default=1.0, help="diversity of diverse_beam (%(default)s)")
+    parser.add_argument(
+        "--quality", choices=QUALITIES, default="entropy",
+        help="entropy also favours what has decided more; masked_entropy does not (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--temperature", type=float, default=1.0, help="of the tokens (%(default)s)")
     parser.add_argument("--block", type=int, default=0, metavar="N", help="tokens of a block, as in LLaDA; 0: none")
     parser.add_argument("--guidance", type=float, metavar="S", help="above 1 follows the prompt more; 0 ignores it")
@@ -91,7 +96,9 @@ def _checked(args: argparse.Namespace) -> Any:
     refusals = Refusals()
     _check_folder(refusals, args.model)
     selector = refusals.check(
-        lambda: Select(args.method, form=args.form, beta=args.beta, alpha=args.alpha, seed=args.seed)
+        lambda: Select(
+            args.method, form=args.form, beta=args.beta, alpha=args.alpha, quality=args.quality, seed=args.seed
+        )
     )
     for flag in ("keep", "children", "batch", "masks", "steps"):
         value = getattr(args, flag)
