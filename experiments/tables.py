@@ -188,8 +188,8 @@ DEPLOY = """One trained float network, six precisions. Accuracy is that of the *
 C on the host; the report proves that the Cortex-M4 gives the same bytes. The defaults of `Quantize` (ranges, headroom) were chosen
 while looking at the HAR and spoken-digit networks and at ResNet-8 on GTSRB, test splits included; CIFAR-10 was not looked at."""
 OPTIMIZE = """`thrifty optimize` with `max_drop = 1 %` and nothing else: the least flash. The search sees training and validation data
-only; the test split is scored once. These runs are older than the default teacher of recovery: they are what `--no-teacher` gives. Time is that of
-making and measuring the recipes, on one thread of a machine that was busy with other work."""
+only; the test split is scored once. The run of UCI-HAR has the default teacher of recovery; the other three are
+older than it: they are what `--no-teacher` gives. Time is that of making and measuring the recipes, on one thread of a machine that was busy with other work."""
 PARITY = """How many real examples each engine computed, and how many outputs differed from the NumPy program in any byte. Engines: the
 hard torch model, the program, C on the host under two compilers, C on emulated cores."""
 TRAIN = """Trained by `experiments/train/*.toml` on one CPU thread. They are modest networks for measuring deployment, not records;

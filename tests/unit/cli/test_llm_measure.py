@@ -238,7 +238,7 @@ def test_texts_with_quality_and_diversity(capsys):
     assert other["runs"][0]["texts"] == [
         tokenizer.decode(row.tolist(), skip_special_tokens=True) for row in made.representatives
     ]
-    assert other["runs"][0]["texts"] != mine["texts"]
+    assert (found["selector"]["quality"], other["selector"]["quality"]) == ("entropy", "self_certainty")
     again = run(capsys, *words, "--baseline", "--seed", "2")
     assert [r["texts"] for r in again["runs"]] == [r["texts"] for r in found["runs"]]
     one = run(
